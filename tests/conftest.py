@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backends a test runs over, poison in every op's output, hypothesis profiles, and the closing table."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections import Counter
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+from rocm_infer.ops import _op
+
+hypothesis.settings.register_profile("dev", max_examples=20, deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("nightly", max_examples=500, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="run the op tests compiled, on the GPU present")
+    parser.addoption("--require", default="", help="backends, comma separated, that must not be skipped")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--gpu") and not torch.cuda.is_available():
+        raise pytest.UsageError("--gpu: torch sees no GPU; on AMD install a ROCm build of torch (README, section AMD)")
+
+
+def _backends(op_name: str, on_gpu: bool) -> list[str]:
+    """The reference, then each backend that has a kernel for this op in the place where we run."""
+    places = ("triton", "hip") if on_gpu else ("cpu", "triton", "hip")
+    found = ["reference"]
+    for name in places:
+        folder = f"rocm_infer.{_op.FOLDERS[name]}"
+        if importlib.util.find_spec(folder) and importlib.util.find_spec(f"{folder}.{op_name}"):
+            found.append(name)
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        op_name = Path(metafunc.module.__file__).stem.removeprefix("test_")
+        metafunc.parametrize("backend", _backends(op_name, metafunc.config.getoption("--gpu")))
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    """Where op tests put their tensors."""
+    return "cuda" if pytestconfig.getoption("--gpu") else "cpu"
+
+
+def _poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Uninitialised memory as a test wants it: NaN, or the smallest integer."""
+    if dtype.is_floating_point and dtype.itemsize > 1:
+        return torch.full(shape, float("nan"), dtype=dtype, device=device)
+    if dtype.itemsize == 1:
+        return torch.full(shape, 0x7F, dtype=torch.uint8, device=device).view(dtype)
+    return torch.full(shape, torch.iinfo(dtype).min, dtype=dtype, device=device)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_op, "empty", _poisoned)
+    return
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Op tests by backend and outcome, and every reason for a skip."""
+    counts: Counter[tuple[str, str]] = Counter()
+    reasons: Counter[str] = Counter()
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            name = report.nodeid.rsplit("[", 1)[-1].rstrip("]").split("-")[0] if "[" in report.nodeid else ""
+            if name in ("reference", *_op.FOLDERS):
+                counts[name, outcome] += 1
+            if outcome == "skipped":
+                reasons[report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)] += 1
+    for name in ("reference", *_op.FOLDERS):
+        row = [f"{counts[name, outcome]} {outcome}" for outcome in ("passed", "failed", "skipped") if counts[name, outcome]]
+        if row:
+            terminalreporter.write_line(f"ops on {name}: {', '.join(row)}")
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"skipped {count}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """`--require`: a backend that was skipped, or never ran, is a failure."""
+    required = [name for name in session.config.getoption("--require").split(",") if name]
+    if not required or not hasattr(session, "items") or hasattr(session.config, "workerinput"):
+        return
+    stats = session.config.pluginmanager.get_plugin("terminalreporter").stats
+    passed = " ".join(report.nodeid for report in stats.get("passed", []))
+    skipped = " ".join(report.nodeid for report in stats.get("skipped", []))
+    for name in required:
+        if f"[{name}" not in passed or f"[{name}" in skipped:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
