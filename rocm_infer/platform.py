@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device in front of us. Nothing here runs at import."""
+
+from __future__ import annotations
+
+import torch
+
+
+def is_hip() -> bool:
+    """Whether this torch is a ROCm build; its devices answer to the name "cuda"."""
+    return torch.version.hip is not None
+
+
+def is_cuda() -> bool:
+    """Whether this torch is a CUDA build."""
+    return torch.version.cuda is not None
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def gfx(device: int = 0) -> str:
+    """The architecture name of an AMD GPU, such as "gfx942"."""
+    if not is_hip():
+        raise RuntimeError(f"gfx: expected a ROCm build of torch, got {torch.__version__}; see README, section AMD")
+    return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of an engine setting: auto takes the GPU when there is one."""
+    if name == "auto":
+        return torch.device("cuda" if has_gpu() else "cpu")
+    if name.startswith("emulated:"):
+        raise ValueError(f"device {name!r}: expected auto, cpu or cuda; emulated devices are not served yet")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected auto, cpu or cuda[:index], got {name!r}") from None
+    if device.type == "cuda" and not has_gpu():
+        raise ValueError(f"device {name!r}: torch {torch.__version__} sees no GPU; use --device cpu, or install ROCm wheels (README)")
+    return device
