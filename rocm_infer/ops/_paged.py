@@ -40,6 +40,13 @@ def read_rows(cache: torch.Tensor, pages: list[int], start: int, stop: int) -> t
     return found.flatten(0, 1)[start - first * page_size : stop - first * page_size]
 
 
+def check_heads(op: str, q: torch.Tensor, k_cache: torch.Tensor) -> None:
+    """Every kv head serves the same number of query heads."""
+    num_heads, num_kv_heads = q.shape[1], k_cache.shape[2]
+    if num_kv_heads == 0 or num_heads % num_kv_heads:
+        raise ValueError(f"{op}: q: expected heads a multiple of the {num_kv_heads} kv heads, got {num_heads}")
+
+
 def attend(
     q: torch.Tensor,
     k: torch.Tensor,
