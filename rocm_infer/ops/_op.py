@@ -8,7 +8,7 @@ Signature grammar, one item per tensor argument in order, then `->` and the outp
     name?![dims]:types      `?` may be None, `!` is written in place
     dims                    names bound at first use, integers, or expressions of bound names: `2*I`, `ceil(C/group)`
     types                   `bf16|f16` alternatives, `fp8` either dialect, or the name of a tensor or scalar ("same as")
-    output `if scalar`      exists only when that scalar argument is truthy
+    output `if expression`  exists only when that expression of sizes and scalar arguments is truthy
 
 A backend is a module `rocm_infer.<folder>.<op>`. One for GPUs has `launch(*outputs, *scratch, *inputs, **scalars)`; one for
 the CPU has `run(...)` with the arguments and results of the reference. Optional are `supports(call) -> str | None` (the
@@ -47,7 +47,7 @@ CPU_ORDER = ("cpu", "reference")
 GPU_ORDER = ("hip", "triton", "reference")
 MAX_PLANS = 4096
 
-_TENSOR = re.compile(r"(\w+)([?!]*)\[([^\]]*)\](?::([\w| ]+?))?(?: if (\w+))?$")
+_TENSOR = re.compile(r"(\w+)([?!]*)\[([^\]]*)\](?::([\w| ]+?))?(?: if (.+))?$")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -283,7 +283,7 @@ class Op(Generic[P, R]):
         raise ValueError(f"{self.name}: {spec.name}: expected {expected}, got {got}; signature: {self.signature}")
 
     def _wanted(self, spec: TensorSpec, call: Call) -> bool:
-        return spec.condition is None or bool(call.scalars[spec.condition])
+        return spec.condition is None or bool(_evaluate(spec.condition, {**call.dims, **call.scalars}))
 
     def _output(self, spec: TensorSpec, call: Call) -> tuple[tuple[int, ...], torch.dtype]:
         names = {**call.dims, **call.scalars}
