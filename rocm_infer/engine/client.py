@@ -4,13 +4,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Literal
 
+import msgspec
+import zmq
+import zmq.asyncio
+
 from rocm_infer.config import EngineConfig
-from rocm_infer.engine.messages import AddRequest, RequestOutput
+from rocm_infer.engine.messages import (
+    EXIT_HUNG,
+    AbortRequest,
+    AddRequest,
+    CacheFlushed,
+    ErrorCode,
+    ErrorInfo,
+    Fatal,
+    FinishReason,
+    FlushCache,
+    FromWorker,
+    GetStats,
+    Outputs,
+    Ready,
+    RequestOutput,
+    Shutdown,
+    ToWorker,
+    decode_from_worker,
+    encode,
+)
 
 ClientState = Literal["new", "starting", "ready", "dead", "closed"]
+
+WORKER = (sys.executable, "-m", "rocm_infer.engine.worker")
+MAX_SOCKET_PATH = 100  # bytes; the kernel's limit for a local socket is 107
 
 
 class EngineDied(RuntimeError):
@@ -24,55 +56,220 @@ class RequestStream(AsyncIterator[RequestOutput]):
     death of the worker are an output with `finish_reason == "error"` and `error` set.
     """
 
+    def __init__(self, rid: str, abort: Callable[[str], None]) -> None:
+        self.rid = rid
+        self.is_finished = False  # the last output has been handed over to the stream
+        self._abort = abort
+        self._is_exhausted = False
+        self._queue: asyncio.Queue[RequestOutput] = asyncio.Queue()
+
     async def __anext__(self) -> RequestOutput:
-        raise NotImplementedError
+        if self._is_exhausted:
+            raise StopAsyncIteration
+        output = await self._queue.get()
+        self._is_exhausted = output.finish_reason is not None
+        return output
 
     def close(self) -> None:
         """Abort the request unless it has ended; call it when the consumer goes away. May be called more than once."""
-        raise NotImplementedError
+        if not self.is_finished:
+            self._abort(self.rid)
+
+    def put(self, output: RequestOutput) -> None:
+        """Hand over an output; for the client."""
+        self.is_finished = output.finish_reason is not None
+        self._queue.put_nowait(output)
 
 
 class EngineClient:
     """One engine worker process, seen from one asyncio loop.
 
-    `on_death(message)` is called once, in the loop, when a worker that was ready is gone without having been asked to.
+    `on_death(message)` is called once, in the loop, when a worker that was ready is gone without having been asked to. `start`
+    may then be called again.
     """
 
-    def __init__(self, config: EngineConfig, *, on_death: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        on_death: Callable[[str], None] | None = None,
+        command: Sequence[str] = WORKER,
+        log_level: str = "info",
+    ) -> None:
         self.config = config
         self.state: ClientState = "new"
         self.info: dict[str, Any] = {}  # Engine.info, once ready
         self.failure: str | None = None  # why the worker is dead
+        self._on_death = on_death
+        self._command = (*command, "--log-level", log_level)
+        self._streams: dict[str, RequestStream] = {}
+        self._replies: dict[int, asyncio.Future[Any]] = {}
+        self._reply_ids = itertools.count()
+        self._fatal: str | None = None
 
     async def start(self) -> dict[str, Any]:
         """Start the worker, wait until it is ready, return `Engine.info`. Raises EngineDied with the worker's reason."""
-        raise NotImplementedError
+        if self.state not in ("new", "dead"):
+            raise EngineDied(f"the engine cannot be started when it is {self.state}")
+        self.state, self.failure, self._fatal = "starting", None, None
+        self._folder = tempfile.mkdtemp(prefix="rocm-infer-")
+        address = f"ipc://{self._folder}/engine"
+        if len(os.fsencode(address)) > MAX_SOCKET_PATH:
+            self._clean_up()
+            raise EngineDied(f"the path of the engine's socket is too long: {address}; set TMPDIR to a shorter folder")
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.set_hwm(0)
+        self._socket.linger = 0
+        self._socket.bind(address)
+        self._ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        # Its own session: a Ctrl-C in the terminal is for the server, which decides what becomes of the worker.
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, "--socket", address, stdin=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(self.config) + b"\n")
+        self._receiver = asyncio.create_task(self._receive())
+        self._watcher = asyncio.create_task(self._watch())
+        return await asyncio.shield(self._ready)
 
     def add(self, request: AddRequest) -> RequestStream:
         """Send a request at once and return its outputs. Raises nothing: see `RequestStream`."""
-        raise NotImplementedError
+        stream = RequestStream(request.rid, self.abort)
+        if self.state != "ready":
+            self._fail(stream, "engine_dead", self.failure or f"the engine is {self.state}")
+        elif request.rid in self._streams:
+            self._fail(stream, "duplicate_request_id", "this id is in use; choose another")
+        else:
+            self._streams[request.rid] = stream
+            self._send(request)
+        return stream
 
     def abort(self, rid: str) -> None:
         """Abort a request; its stream ends with finish_reason "abort". An unknown rid is ignored."""
-        raise NotImplementedError
+        if self.state == "ready" and rid in self._streams:
+            self._send(AbortRequest(rid))
 
     def abort_all(self) -> None:
         """Abort every request."""
-        raise NotImplementedError
+        for rid in self._streams:
+            self.abort(rid)
 
     @property
     def num_requests(self) -> int:
         """Requests that have not ended."""
-        raise NotImplementedError
+        return len(self._streams)
 
     async def flush(self) -> int:
         """Drop cached prefixes that no running request uses; returns the number of pages freed. Raises EngineDied."""
-        raise NotImplementedError
+        num_pages: int = await self._ask(FlushCache)
+        return num_pages
 
     async def stats(self) -> dict[str, float]:
         """`Engine.stats()` of the worker. Raises EngineDied."""
-        raise NotImplementedError
+        values: dict[str, float] = await self._ask(GetStats)
+        return values
 
     async def shutdown(self, timeout: float = 10.0) -> None:
         """Stop the worker (killed after `timeout` seconds) and remove the socket. Open streams end with "abort"."""
-        raise NotImplementedError
+        was_alive = self.state in ("starting", "ready")
+        if self.state == "starting":
+            self._ready.cancel()
+            self._process.kill()
+        elif self.state == "ready":
+            self._send(Shutdown())
+        self.state = "closed"
+        if was_alive:
+            try:
+                await asyncio.wait_for(asyncio.shield(self._watcher), timeout)
+            except asyncio.TimeoutError:
+                self._process.kill()
+                await self._watcher
+
+    def _send(self, message: ToWorker) -> None:
+        self._socket.send(encode(message))
+
+    async def _ask(self, question: type[FlushCache] | type[GetStats]) -> Any:
+        if self.state != "ready":
+            raise EngineDied(self.failure or f"the engine is {self.state}")
+        number = next(self._reply_ids)
+        reply = self._replies[number] = asyncio.get_running_loop().create_future()
+        self._send(question(number))
+        try:
+            return await reply
+        finally:
+            self._replies.pop(number, None)
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                self._handle(decode_from_worker(await self._socket.recv()))
+        except msgspec.DecodeError as error:
+            self._fatal = f"the engine sent an unreadable message: {error}"
+            self._process.kill()
+
+    def _handle(self, message: FromWorker) -> None:
+        if isinstance(message, Outputs):
+            for output in message.outputs:
+                self._hand_over(output)
+        elif isinstance(message, Ready):
+            self.info, self.state = message.info, "ready"
+            if not self._ready.done():
+                self._ready.set_result(message.info)
+        elif isinstance(message, Fatal):
+            self._fatal = message.message
+        else:
+            reply = self._replies.get(message.id)
+            if reply is not None and not reply.done():
+                reply.set_result(message.num_pages if isinstance(message, CacheFlushed) else message.values)
+
+    def _hand_over(self, output: RequestOutput) -> None:
+        stream = self._streams.get(output.rid)
+        if stream is not None:
+            stream.put(output)
+            if stream.is_finished:
+                del self._streams[output.rid]
+
+    async def _watch(self) -> None:
+        """Wait for the worker to end, read what it said last, and tell everybody who waits for it."""
+        status = await self._process.wait()
+        await asyncio.sleep(0.05)  # the receiver gets what was still in the socket
+        self._receiver.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._receiver
+        self._socket.close()
+        self._context.term()
+        self._clean_up()
+        self._mourn(self._fatal or self._describe_exit(status))
+
+    def _describe_exit(self, status: int) -> str:
+        if status == EXIT_HUNG:
+            return f"a step took longer than step_timeout ({self.config.step_timeout:g} s)"
+        if status < 0:
+            return f"the engine process was killed by signal {-status}"
+        return f"the engine process exited with status {status}"
+
+    def _mourn(self, reason: str) -> None:
+        was_ready, was_asked = self.state == "ready", self.state == "closed"
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            if was_asked:
+                stream.put(RequestOutput(stream.rid, [], "abort"))
+            else:
+                self._fail(stream, "engine_dead", reason)
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(EngineDied(reason))
+        if not was_asked:
+            self.state, self.failure = "dead", reason
+        if not self._ready.done():
+            self._ready.set_exception(EngineDied(reason))
+        if was_ready and self._on_death is not None:
+            self._on_death(reason)
+
+    def _fail(self, stream: RequestStream, code: ErrorCode, reason: str) -> None:
+        finish: FinishReason = "error"
+        stream.put(RequestOutput(stream.rid, [], finish, error=ErrorInfo(code, f"request {stream.rid}: {reason}")))
+
+    def _clean_up(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)

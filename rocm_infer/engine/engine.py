@@ -3,10 +3,27 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Callable
 from typing import Any
 
-from rocm_infer.config import EngineConfig
-from rocm_infer.engine.messages import AddRequest, RequestOutput
+import torch
+
+from rocm_infer.config import ConfigError, EngineConfig
+from rocm_infer.engine.batch import BatchBuilder, ScoredRows
+from rocm_infer.engine.kv_cache import KVCache
+from rocm_infer.engine.memory import MemoryPlan, available_bytes, plan_memory
+from rocm_infer.engine.messages import AddRequest, RequestOutput, TokenLogprob
+from rocm_infer.engine.request import Request, RequestRefused, Status
+from rocm_infer.engine.runner import Model, Runner
+from rocm_infer.engine.sampler import Sampled, Sampler, score
+from rocm_infer.engine.scheduler import Scheduler, Step
+
+logger = logging.getLogger(__name__)
+
+# Prompt positions whose logits are held at once while prompt log-probabilities are computed.
+SCORED_ROWS = 64
 
 
 class Engine:
@@ -18,38 +35,92 @@ class Engine:
             for output in engine.step(): ...
 
     `info` (plain JSON data): model, architecture, context_length, vocab_size, eos_ids, bos_id, dtype, kv_cache_dtype, device,
-    num_parameters, weight_bytes, max_total_tokens, page_size, max_running_requests, chunked_prefill_size, memory (the plan).
+    weight_bytes, max_total_tokens, page_size, max_running_requests, max_queued_requests, chunked_prefill_size, prefix_cache,
+    num_threads, memory (the plan).
     """
 
     info: dict[str, Any]
 
-    def __init__(self, config: EngineConfig, model: Any = None) -> None:
-        """Load `config.model` (or take the given model object), plan memory, allocate the cache.
+    def __init__(self, config: EngineConfig, model: Model | None = None, sample: Callable[..., Any] | None = None) -> None:
+        """Load `config.model` (or take the given model and `sample` op), plan memory, allocate the cache.
 
         Raises ConfigError or OSError with a message for the user when the model cannot be served as configured.
         """
-        raise NotImplementedError
+        set_threads(config.num_threads)
+        self.config = config
+        self.model = load_model(config) if model is None else model
+        device, cache_dtype = self.model.device, _cache_dtype(config, self.model)
+        self.plan = _plan(config, self.model, cache_dtype)
+        self.context_length = _context_length(config, self.model, self.plan)
+        logger.info("memory plan\n%s", self.plan.table())
+        self.runner = Runner(self.model, self.plan.num_pages, config.page_size, cache_dtype)
+        self.cache = KVCache(self.plan.num_pages, config.page_size, not config.disable_radix_cache)
+        self.scheduler = Scheduler(
+            self.cache,
+            max_running=config.max_running_requests,
+            max_waiting=config.max_queued_requests,
+            max_step_tokens=config.chunked_prefill_size,
+            conservativeness=config.schedule_conservativeness,
+        )
+        self.builder = BatchBuilder(config.max_running_requests, self.context_length, config.page_size, device)
+        self.sampler = Sampler(sample or _sample_op(config), self.model.config.vocab_size, device)
+        self.num_arrivals = 0
+        self.pending: list[RequestOutput] = []
+        self.info = self._describe(cache_dtype)
 
     def add(self, request: AddRequest) -> None:
         """Queue a request. Raises RequestRefused (`.info`: ErrorInfo) if it can never run or the queue is full."""
-        raise NotImplementedError
+        params = request.params
+        self._check_tokens(request)
+        eos = () if params.ignore_eos else self.model.config.eos_ids
+        self.scheduler.add(
+            Request(
+                rid=request.rid,
+                tokens=list(request.prompt_ids),
+                num_prompt=len(request.prompt_ids),
+                params=params,
+                max_len=self._max_len(request),
+                stop_ids=frozenset(params.stop_token_ids).union(eos),
+                seed=_mix(self.config.random_seed, self.num_arrivals) if params.seed is None else params.seed,
+                arrival=self.num_arrivals,
+                priority=request.priority,
+                salt=request.salt,
+            )
+        )
+        self.num_arrivals += 1
 
     def abort(self, rid: str) -> None:
         """End a request in any state; its last output (finish_reason "abort") comes from the next `step`."""
-        raise NotImplementedError
+        request = self.scheduler.abort(rid)
+        if request is not None:
+            self.pending.append(self._output(request, [], None))
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do or to report."""
-        raise NotImplementedError
+        return bool(self.scheduler.requests or self.pending)
 
     def step(self) -> list[RequestOutput]:
-        """One forward pass: what it produced, at most one output per request. May be empty (prompt chunks, nothing to do)."""
-        raise NotImplementedError
+        """One forward pass: what it produced, at most one output per request. May be empty (prompt chunks, nothing to do).
+
+        When a pass fails, its requests run again one by one, and those that fail alone end with "internal_error". AssertionError is
+        raised if that leaves the books damaged.
+        """
+        outputs, self.pending = self.pending, []
+        step = self.scheduler.schedule()
+        if step is not None:
+            try:
+                sampled = self._run(step)
+            except Exception as error:
+                logger.exception("a step of %d requests failed", len(step.requests()))
+                outputs += self._salvage(step, error)
+            else:
+                outputs += self._commit(step, sampled)
+        return outputs
 
     def flush(self) -> int:
         """Drop cached prefixes that no running request uses; returns the number of pages freed."""
-        raise NotImplementedError
+        return self.cache.flush()
 
     def stats(self) -> dict[str, float]:
         """Counters and gauges, numbers only.
@@ -58,4 +129,208 @@ class Engine:
         token_usage (share of pages in use). Counters since start: num_steps, prompt_tokens, cached_tokens, generated_tokens,
         preemptions, finished_stop, finished_length, finished_abort, finished_error.
         """
-        raise NotImplementedError
+        num_pages, num_free, num_cached = self.cache.num_pages, len(self.cache.free_pages), len(self.cache.unlocked)
+        num_used = num_pages - num_free - num_cached
+        counters = (
+            "num_steps prompt_tokens cached_tokens generated_tokens preemptions "
+            "finished_stop finished_length finished_abort finished_error"
+        )
+        return {
+            "num_running": self.scheduler.num_running,
+            "num_waiting": self.scheduler.num_waiting,
+            "num_pages": num_pages,
+            "num_pages_free": num_free,
+            "num_pages_cached": num_cached,
+            "num_pages_used": num_used,
+            "token_usage": num_used / num_pages,
+            **{name: self.scheduler.counters[name] for name in counters.split()},
+        }
+
+    def _check_tokens(self, request: AddRequest) -> None:
+        vocab_size = self.model.config.vocab_size
+        if not request.prompt_ids:
+            raise RequestRefused("invalid_value", "prompt: expected at least one token, got none", "prompt")
+        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab_size:
+            wrong = next(token for token in request.prompt_ids if not 0 <= token < vocab_size)
+            raise RequestRefused("invalid_value", f"prompt: token ids must be 0 to {vocab_size - 1}, got {wrong}", "prompt")
+        for param, tokens in (
+            ("logit_bias", [token for token, _ in request.params.logit_bias]),
+            ("stop_token_ids", request.params.stop_token_ids),
+        ):
+            for token in tokens:
+                if not 0 <= token < vocab_size:
+                    raise RequestRefused(
+                        "invalid_value", f"{param}: token ids must be 0 to {vocab_size - 1}, got {token}", param
+                    )
+
+    def _max_len(self, request: AddRequest) -> int:
+        """Prompt plus output tokens of a request, within the context. Raises RequestRefused if it does not fit."""
+        num_prompt, params, limit = len(request.prompt_ids), request.params, self.context_length
+        max_tokens = params.max_tokens if params.max_tokens is not None else max(1, limit - num_prompt)
+        if num_prompt + max_tokens > limit:
+            raise RequestRefused(
+                "context_length_exceeded",
+                f"the context holds {limit} tokens; the request has {num_prompt} in the prompt and asks for "
+                f"{'at least 1' if params.max_tokens is None else max_tokens} more. Shorten the prompt or lower max_tokens",
+                "prompt" if num_prompt >= limit else "max_tokens",
+            )
+        if params.min_tokens > max_tokens:
+            message = f"min_tokens: expected at most max_tokens ({max_tokens}), got {params.min_tokens}"
+            raise RequestRefused("invalid_value", message, "min_tokens")
+        return num_prompt + max_tokens
+
+    def _run(self, step: Step) -> Sampled:
+        batch = self.builder.build(step)
+        hidden = self.runner.forward(batch)
+        for scored in batch.scored:
+            self._score(hidden, scored)
+        if not batch.requests:
+            return Sampled([], None)
+        logits = self.runner.logits(hidden[batch.logits_index])
+        return self.sampler.sample(logits, batch.requests)
+
+    def _score(self, hidden: torch.Tensor, scored: ScoredRows) -> None:
+        """Append the log-probabilities of a chunk's prompt tokens to their request."""
+        request = scored.request
+        if request.prompt_logprobs is None:
+            request.prompt_logprobs = [None]
+        del request.prompt_logprobs[request.num_computed + 1 :]  # left by a step that failed
+        for first in range(0, len(scored.targets), SCORED_ROWS):
+            targets = scored.targets[first : first + SCORED_ROWS]
+            start = scored.start + first
+            logits = self.runner.logits(hidden[start : start + len(targets)])
+            request.prompt_logprobs += score(logits, targets, request.params.prompt_logprobs or 0)
+
+    def _salvage(self, step: Step, error: Exception) -> list[RequestOutput]:
+        """After a failed pass: run its requests one by one. Computing a token twice writes the same values to the same slots."""
+        outputs: list[RequestOutput] = []
+        parts = step.split()
+        for part in parts:
+            try:
+                if len(parts) == 1:
+                    raise error
+                sampled = self._run(part)
+            except Exception as cause:
+                outputs.append(self._fail(part.requests()[0], cause))
+            else:
+                outputs += self._commit(part, sampled)
+        self.scheduler.check()
+        return outputs
+
+    def _fail(self, request: Request, error: Exception) -> RequestOutput:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        self.scheduler.fail(request, "internal_error", f"request {request.rid}: the engine failed in a step: {reason}")
+        return self._output(request, [], None)
+
+    def _commit(self, step: Step, sampled: Sampled) -> list[RequestOutput]:
+        """Book the tokens of a step and report them; a request without any output is reported when it has ended."""
+        requests = step.sampled()
+        finished = self.scheduler.commit(step, sampled.ids)
+        self.scheduler.counters["num_steps"] += 1
+        self.scheduler.counters["generated_tokens"] += len(requests)
+        outputs = [self._output(request, [], None) for request in finished if request.max_len == request.num_prompt]
+        if sampled.logprobs is not None:
+            return outputs + [self._output(*row) for row in zip(requests, ([token] for token in sampled.ids), sampled.logprobs)]
+        for request, token in zip(requests, sampled.ids):
+            if request.status is Status.FINISHED or request.prompt_logprobs is not None:
+                outputs.append(self._output(request, [token], None))
+            else:
+                outputs.append(RequestOutput(request.rid, [token], None, None, request.num_prompt, request.num_cached))
+        return outputs
+
+    def _output(self, request: Request, token_ids: list[int], logprob: TokenLogprob | None) -> RequestOutput:
+        """The full form of an output; a request that ended is forgotten here."""
+        if request.status is Status.FINISHED:
+            self.sampler.release(request)
+        failed = request.error is not None
+        completes_prompt = request.num_output == len(token_ids) and request.finish_reason != "abort"
+        return RequestOutput(
+            rid=request.rid,
+            token_ids=[] if failed else token_ids,
+            finish_reason=request.finish_reason,
+            matched_stop=request.matched_stop,
+            num_prompt=request.num_prompt,
+            num_cached=max(0, request.num_cached),
+            logprobs=None if logprob is None or failed else [logprob],
+            prompt_logprobs=request.prompt_logprobs if completes_prompt and not failed else None,
+            error=request.error,
+        )
+
+    def _describe(self, cache_dtype: torch.dtype) -> dict[str, Any]:
+        config, model = self.config, self.model.config
+        return {
+            "model": config.model,
+            "architecture": model.architecture,
+            "context_length": self.context_length,
+            "vocab_size": model.vocab_size,
+            "eos_ids": list(model.eos_ids),
+            "bos_id": model.bos_id,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "kv_cache_dtype": str(cache_dtype).removeprefix("torch."),
+            "device": str(self.model.device),
+            "weight_bytes": self.model.weight_bytes,
+            "max_total_tokens": self.plan.max_total_tokens,
+            "page_size": config.page_size,
+            "max_running_requests": config.max_running_requests,
+            "max_queued_requests": config.max_queued_requests,
+            "chunked_prefill_size": config.chunked_prefill_size,
+            "prefix_cache": not config.disable_radix_cache,
+            "num_threads": torch.get_num_threads(),
+            "memory": self.plan.to_dict(),
+        }
+
+
+def load_model(config: EngineConfig) -> Model:
+    """The model a config names."""
+    from rocm_infer import models  # pulls in every model family; an engine given a model does without
+
+    model: Model = models.load_model(config)
+    return model
+
+
+def set_threads(num_threads: int | None) -> None:
+    """CPU threads of torch: as asked for, else OMP_NUM_THREADS, else the cores this process may use."""
+    if num_threads is None and "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
+        num_threads = len(os.sched_getaffinity(0))
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+
+
+def _sample_op(config: EngineConfig) -> Callable[..., Any]:
+    from rocm_infer.ops.sample import sample
+
+    found: Callable[..., Any] = sample.using(config.kernel_backend)
+    return found
+
+
+def _cache_dtype(config: EngineConfig, model: Model) -> torch.dtype:
+    return model.dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
+
+
+def _plan(config: EngineConfig, model: Model, cache_dtype: torch.dtype) -> MemoryPlan:
+    return plan_memory(
+        config,
+        model.config,
+        model.device,
+        weight_bytes=model.weight_bytes,
+        bytes_per_token=model.cache_bytes_per_token(cache_dtype),
+        itemsize=model.dtype.itemsize,
+        available=available_bytes(model.device),
+    )
+
+
+def _context_length(config: EngineConfig, model: Model, plan: MemoryPlan) -> int:
+    """The longest prompt plus output: what is asked for, at most the model's, and no more than the KV cache holds."""
+    if config.context_length is not None and config.context_length > model.config.max_len:
+        message = f"context_length: expected at most {model.config.max_len} (the model's), got {config.context_length}"
+        raise ConfigError("context_length", message)
+    return min(config.context_length or model.config.max_len, plan.max_total_tokens)
+
+
+def _mix(seed: int, number: int) -> int:
+    """A 63-bit seed for request `number` (splitmix64, Steele et al. 2014), so that neighbouring requests share nothing."""
+    mask = (1 << 64) - 1
+    value = (seed * 0x9E3779B97F4A7C15 + (number + 1) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+    return (value ^ (value >> 31)) >> 1

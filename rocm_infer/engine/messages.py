@@ -23,7 +23,7 @@ ErrorCode = Literal[
     "invalid_value",  # a field the engine cannot serve: empty prompt, token id outside the vocabulary, ...
     "duplicate_request_id",  # the rid is in use
     "queue_full",  # max_queued_requests are waiting
-    "nan_logits",  # the model produced NaN for this request
+    "nan_logits",  # the model produced NaN for this request, no token could be chosen
     "internal_error",  # a step failed; the message says how
     "engine_dead",  # the worker process is gone
 ]
@@ -37,7 +37,7 @@ class ErrorInfo(msgspec.Struct, frozen=True):
     param: str | None = None
 
 
-class TokenLogprob(msgspec.Struct, frozen=True):
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Log-probability of one token under the raw distribution, and the most likely alternatives, best first."""
 
     token_id: int
@@ -45,7 +45,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     top: list[tuple[int, float]] = []
 
 
-class RequestOutput(msgspec.Struct):
+class RequestOutput(msgspec.Struct, array_like=True):
     """What one step produced for one request.
 
     `token_ids` are the new tokens only (the stop token that ended the request, if any, is the last one). `logprobs` runs
@@ -67,6 +67,7 @@ class RequestOutput(msgspec.Struct):
 
 class AddRequest(msgspec.Struct, tag=True):
     """A new request. `rid` must be unique among living requests; of two waiting ones the higher `priority` goes first.
+    Only requests of the same `salt` share cached prefixes.
 
     `params.n` and `params.stop` are not looked at: the caller adds n requests (same prompt, seed + i) and searches stop strings.
     """
@@ -75,6 +76,7 @@ class AddRequest(msgspec.Struct, tag=True):
     prompt_ids: list[int]
     params: SamplingParams
     priority: int = 0
+    salt: str = ""
 
 
 class AbortRequest(msgspec.Struct, tag=True):
@@ -133,6 +135,8 @@ class Fatal(msgspec.Struct, tag=True):
 
 ToWorker = AddRequest | AbortRequest | FlushCache | GetStats | Shutdown
 FromWorker = Ready | Outputs | CacheFlushed | Stats | Fatal
+
+EXIT_HUNG = 70  # exit status of a worker whose step took longer than step_timeout
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
