@@ -47,6 +47,13 @@ def check_heads(op: str, q: torch.Tensor, k_cache: torch.Tensor) -> None:
         raise ValueError(f"{op}: q: expected heads a multiple of the {num_kv_heads} kv heads, got {num_heads}")
 
 
+def check_rope(op: str, **tensors: torch.Tensor | None) -> None:
+    """What the rotary embedding needs comes together or not at all."""
+    given = [tensor is not None for tensor in tensors.values()]
+    if any(given) and not all(given):
+        raise ValueError(f"{op}: {', '.join(tensors)}: expected all or none of them, got some")
+
+
 def attend(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rocm_infer.ops._op import Cost, op
-from rocm_infer.ops._paged import rotate, write_rows
+from rocm_infer.ops._paged import check_rope, rotate, write_rows
 
 
 def _inputs(dims: dict[str, int], *, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, Any]:
@@ -70,9 +70,7 @@ def store_kv(
     Errors: ValueError if only some of q, positions and table are given.
     Source: paged cache of Kwon et al. 2023; rotary embedding of Su et al. 2021.
     """
-    given = [x is not None for x in (q, positions, table)]
-    if any(given) and not all(given):
-        raise ValueError("store_kv: q, positions, table: expected all three or none, got some")
+    check_rope("store_kv", q=q, positions=positions, table=table)
     if q is not None and positions is not None and table is not None:
         q.copy_(rotate(q, positions, table, interleaved))
         k = rotate(k, positions, table, interleaved)

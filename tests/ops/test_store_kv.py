@@ -128,7 +128,7 @@ def test_a_slot_beyond_2_to_31_elements(backend, device):
 def test_wrong_arguments_are_named(backend):
     k = torch.zeros(3, 2, 8)
     cache, slots = torch.zeros(4, 1, 2, 8), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="store_kv: q, positions, table: expected all three or none, got some"):
+    with pytest.raises(ValueError, match="store_kv: q, positions, table: expected all or none of them, got some"):
         store_kv.using(backend)(k, k, cache, cache, slots, k)
     with pytest.raises(ValueError, match=r"store_kv: k_cache: expected size G = 2 \(from k\), got 3"):
         store_kv.using(backend)(k, k, torch.zeros(4, 1, 3, 8), cache, slots)
