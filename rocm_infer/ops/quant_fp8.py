@@ -13,6 +13,7 @@ from rocm_infer.ops._op import FP8, Cost, ceil_div, op
 # fnuz has no infinity: casts beyond the largest finite value become NaN, so values are clamped before the cast.
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0}
 SMALLEST_AMAX = 1e-4
+BLOCK = 128  # side of the square blocks of weights that share a scale, and length of the groups of activations
 
 
 def quantise(x: torch.Tensor, dtype: torch.dtype | None, group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,6 +36,27 @@ def dequantise(codes: torch.Tensor, scale: torch.Tensor, group: int) -> torch.Te
     return codes.float() * scale.repeat_interleave(group, dim=-1)[:, : codes.shape[-1]]
 
 
+def dequantise_blocks(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Weights (codes [N, K], scale [ceil(N/128), ceil(K/128)]) -> fp32 [N, K]."""
+    return dequantise(codes, scale.repeat_interleave(BLOCK, dim=0)[: codes.shape[0]], BLOCK)
+
+
+def to_fnuz(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same values in the dialect of gfx942: e4m3fn codes and fp32 scales -> (e4m3fnuz codes, scales).
+
+    Equal bits mean half the value in fnuz, so the scales double. Byte 0x80 is -0 in fn and NaN in fnuz: it becomes 0.
+    Errors: ValueError if a code is NaN (0x7F or 0xFF), which fnuz would read as 240 or -240.
+    Source: OCP 8-bit floating point specification; AMD CDNA3 instruction set, section on fp8.
+    """
+    if codes.dtype != torch.float8_e4m3fn:
+        raise ValueError(f"to_fnuz: codes: expected dtype float8_e4m3fn, got {codes.dtype}")
+    raw = codes.view(torch.uint8)
+    num_nan = int(((raw & 0x7F) == 0x7F).sum())
+    if num_nan:
+        raise ValueError(f"to_fnuz: codes: expected finite values, got {num_nan} NaN; the checkpoint is damaged")
+    return raw.masked_fill(raw == 0x80, 0).view(torch.float8_e4m3fnuz), scale * 2
+
+
 def _inputs(dims: dict[str, int], *, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, Any]:
     x = torch.randn(dims["T"], dims["K"], generator=torch.Generator().manual_seed(seed))
     return {"x": x.to(device, dtype), "out_dtype": torch.float8_e4m3fn}
@@ -49,7 +71,10 @@ def _cost(dims: dict[str, int], *, itemsize: int = 2, group: int = 128) -> Cost:
 def quant_fp8(x: torch.Tensor, *, out_dtype: torch.dtype, group: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
     """scale = max(|x| of the group, 1e-4) / largest finite value of the dialect; y = x / scale, clamped and rounded to nearest even.
 
+    group: elements that share a scale, 128 for the activations of `gemm_fp8`.
     Numerics: fp32 inside; scales are fp32.
-    Edges: T = 0 gives empty outputs; the last group of a row may be short; NaN stays NaN in its own group.
+    Edges: T = 0 gives empty outputs; the last group of a row may be short; an Inf or NaN makes its own group NaN and no other.
+    Errors: ValueError unless out_dtype is an fp8 dialect and group > 0.
+    Source: DeepSeek-V3 report 2024, section 3.3 (groups of 1x128).
     """
     return quantise(x.float(), out_dtype, group)

@@ -11,6 +11,11 @@ from rocm_infer.ops._op import Cost, ceil_div, op
 from rocm_infer.ops.quant_fp8 import quantise
 
 
+def normalise(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """fp32 rows [T, C] -> x / sqrt(mean(x^2) + eps) * weight, fp32."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
+
+
 def _inputs(dims: dict[str, int], *, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(dims["T"], dims["C"], generator=generator).to(device, dtype)
@@ -40,6 +45,5 @@ def rms_norm(
     Edges: T = 0 gives empty outputs. An Inf or NaN makes its own row NaN and no other.
     Source: Zhang and Sennrich 2019; order of operations as in Hugging Face Llama, but the weight is applied in fp32.
     """
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()
-    return quantise(wide, out_dtype, group) if group else wide.to(x.dtype)
+    y = normalise(x.float(), weight, eps)
+    return quantise(y, out_dtype, group) if group else y.to(x.dtype)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rocm_infer.ops.moe_align import moe_align
+from tests import strategies as data
+
+num_tokens = st.sampled_from([0, 1, 2, 7, 33, 130])
+blocks = st.sampled_from([1, 2, 16, 64, 128])
+experts = st.sampled_from([1, 2, 8, 60, 257])
+
+
+def expected(ids: torch.Tensor, num_experts: int, block: int) -> tuple[list[int], list[int]]:
+    """(slots, expert of each block), written as one would do it by hand."""
+    flat = ids.flatten().tolist()
+    slots: list[int] = []
+    owners: list[int] = []
+    for expert in [*range(num_experts), -1]:
+        mine = [s for s, e in enumerate(flat) if (e if 0 <= e < num_experts else -1) == expert]
+        mine += [len(flat)] * (-len(mine) % block)
+        slots += mine
+        owners += [expert] * (len(mine) // block)
+    return slots, owners
+
+
+@given(num_tokens, experts, st.sampled_from([1, 2, 8]), blocks, st.booleans(), st.booleans(), data.seeds)
+def test_slots_are_sorted_and_padded(backend, device, tokens, num_experts, top_k, block, skewed, foreign, seed):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, num_experts, (tokens, top_k), generator=generator)
+    if skewed:
+        ids = ids // 3
+    if foreign:
+        ids[torch.rand(ids.shape, generator=generator) < 0.3] = -1
+        ids[torch.rand(ids.shape, generator=generator) < 0.1] = num_experts + 5
+    slots, owners, num_padded = moe_align.using(backend)(ids.int().to(device), num_experts=num_experts, block=block)
+    want_slots, want_owners = expected(ids, num_experts, block)
+    assert {t.dtype for t in (slots, owners, num_padded)} == {torch.int32}
+    assert num_padded.tolist() == [len(want_slots)]
+    assert len(slots) == len(owners) * block
+    want_slots += [tokens * top_k] * (len(slots) - len(want_slots))
+    want_owners += [-1] * (len(owners) - len(want_owners))
+    assert slots.tolist() == want_slots
+    assert owners.tolist() == want_owners
+
+
+def test_strided_ids(backend, device):
+    ids = torch.tensor([[1, 0, 9], [1, 2, 9], [0, 1, 9]], dtype=torch.int32, device=device)[:, :2]
+    slots, owners, num_padded = moe_align.using(backend)(ids, num_experts=3, block=2)
+    assert slots.tolist()[:8] == [1, 4, 0, 2, 5, 6, 3, 6]
+    assert owners.tolist()[:4] == [0, 1, 1, 2]
+    assert num_padded.item() == 8
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="moe_align: block, num_experts: expected positive numbers, got 0, 4"):
+        moe_align.fn(torch.zeros(2, 2, dtype=torch.int32), num_experts=4, block=0)
+    with pytest.raises(ValueError, match="moe_align: ids: expected dtype int32"):
+        moe_align(torch.zeros(2, 2, dtype=torch.int64), num_experts=4, block=4)
