@@ -236,6 +236,7 @@ class ModelConfig:
     mla: MlaConfig | None = None
     softmax_scale: float = 0.0
     fp8_block: tuple[int, int] | None = None
+    unquantised: tuple[str, ...] = ()
     num_mtp_layers: int = 0
     dtype: str = "bfloat16"
     eos_ids: tuple[int, ...] = ()

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns named weights into layers: fuses, converts, stacks, dequantises and packs them, one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from rocm_infer.config import ModelConfig
+from rocm_infer.cpu_kernels import gemm as cpu_gemm
+from rocm_infer.models.layers import Experts, Linear, Mlp
+from rocm_infer.models.loader import Source
+from rocm_infer.ops._op import Ops
+from rocm_infer.ops.quant_fp8 import BLOCK, dequantise_blocks, to_fnuz
+from rocm_infer.platform import gfx, is_hip
+
+FP8 = torch.float8_e4m3fn
+NEVER_QUANTISED = ("lm_head", "mlp.gate", "block_sparse_moe.gate")
+
+
+class Builder:
+    """Takes weights from a source and hands out layers on a device, in `dtype`.
+
+    fp8 checkpoints stay fp8 on a GPU. A CPU has no fp8 arithmetic, so their weights become `dtype` there.
+    packed: weights of linear layers are laid out once for the CPU's matrix library.
+    """
+
+    def __init__(
+        self, config: ModelConfig, source: Source, ops: Ops, *, device: torch.device, dtype: torch.dtype, packed: bool
+    ) -> None:
+        self.config = config
+        self.source = source
+        self.ops = ops
+        self.device = device
+        self.dtype = dtype
+        self.packed = packed
+        self.fnuz = device.type == "cuda" and is_hip() and gfx(device.index or 0) == "gfx942"
+        self.weight_bytes = 0
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
+        """One weight as it is, in `dtype` or the model's."""
+        return self._keep(self.source.take(name, shape).to(dtype or self.dtype))
+
+    def linear(self, modules: str | Sequence[str], width: int, outs: int | Sequence[int], *, bias: bool = False) -> Linear:
+        """One product for modules that read the same [*, width] input; `outs` are their output widths."""
+        modules = [modules] if isinstance(modules, str) else list(modules)
+        outs = [outs] if isinstance(outs, int) else list(outs)
+        parts = [self._matrix(module, out, width) for module, out in zip(modules, outs)]
+        offset = (
+            torch.cat([self.source.take(f"{m}.bias", (n,)).to(self.dtype) for m, n in zip(modules, outs)]) if bias else None
+        )
+        weight, scale = self._fused(parts)
+        offset, scale = (None if part is None else self._keep(part) for part in (offset, scale))
+        return Linear(self.ops, self._matmul_weight(weight), offset, scale)
+
+    def plain(self, module: str, width: int, out: int) -> torch.Tensor:
+        """The matrix [out, width] of a module in the model's type, dequantised, for products that are no linear layer."""
+        return self._keep(self._plain(*self._matrix(module, out, width)))
+
+    def mlp(self, module: str, width: int, inner: int, *, bias: bool = False) -> Mlp:
+        gate_up = self.linear([f"{module}.gate_proj", f"{module}.up_proj"], width, [inner, inner], bias=bias)
+        return Mlp(self.ops, gate_up, self.linear(f"{module}.down_proj", inner, width, bias=bias))
+
+    def experts(self, module: str, names: tuple[str, str, str], num: int, width: int, inner: int) -> Experts:
+        """Stacks of `module`.{e}.{gate, up, down}, whose names differ between families."""
+        gate, up, down = names
+        first = self._stacked(num, lambda e: [self._matrix(f"{module}.{e}.{name}", inner, width) for name in (gate, up)])
+        second = self._stacked(num, lambda e: [self._matrix(f"{module}.{e}.{down}", width, inner)])
+        return Experts(*first, *second)
+
+    def _stacked(
+        self, num: int, matrices: Callable[[int], list[tuple[torch.Tensor, torch.Tensor | None]]]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The fused matrices of experts 0 to num, one after the other, with their block scales if they stay fp8."""
+        weight, scale = self._fused(matrices(0))
+        weights = weight.new_empty((num, *weight.shape))
+        scales = None if scale is None else scale.new_empty((num, *scale.shape))
+        for expert in range(num):
+            if expert:
+                weight, scale = self._fused(matrices(expert))
+            weights[expert] = weight
+            if scales is not None and scale is not None:
+                scales[expert] = scale
+        return self._keep(weights), None if scales is None else self._keep(scales)
+
+    def _matrix(self, module: str, out: int, width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(weight, block scale or None) of a module as the checkpoint has it."""
+        if not self._quantised(module):
+            return self.source.take(f"{module}.weight", (out, width)), None
+        blocks = (-(-out // BLOCK), -(-width // BLOCK))
+        return self.source.take(f"{module}.weight", (out, width), FP8), self.source.take(f"{module}.weight_scale_inv", blocks)
+
+    def _quantised(self, module: str) -> bool:
+        skipped = (*NEVER_QUANTISED, *self.config.unquantised)
+        return self.config.fp8_block is not None and not any(
+            module == name or module.endswith("." + name) or module.startswith(name + ".") for name in skipped
+        )
+
+    def _fused(self, parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Matrices on top of each other. fp8 stays fp8 on a GPU where every border between them is one of blocks."""
+        scales = [scale for _, scale in parts if scale is not None]
+        aligned = all(weight.shape[0] % BLOCK == 0 for weight, _ in parts[:-1])
+        if len(scales) == len(parts) and aligned and self.device.type != "cpu":
+            weight, scale = torch.cat([weight for weight, _ in parts]), torch.cat([scale.float() for scale in scales])
+            return to_fnuz(weight, scale) if self.fnuz else (weight, scale)
+        plain = [self._plain(*part) for part in parts]
+        return (plain[0] if len(plain) == 1 else torch.cat(plain)), None
+
+    def _plain(self, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        return (weight if scale is None else dequantise_blocks(weight, scale)).to(self.dtype)
+
+    def _matmul_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        if not self.packed or weight.is_meta:
+            return self._keep(weight)
+        self.weight_bytes += weight.nbytes
+        return cpu_gemm.pack(weight)
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_meta:
+            return tensor
+        self.weight_bytes += tensor.nbytes
+        return tensor.to(self.device).contiguous()
