@@ -16,7 +16,9 @@ from rocm_infer.engine.scheduler import Scheduler, Step
 STOP = 0
 
 
-def make_request(number: int, prompt: list[int], max_tokens: int, priority: int = 0, prompt_logprobs: int | None = None) -> Request:
+def make_request(
+    number: int, prompt: list[int], max_tokens: int, priority: int = 0, prompt_logprobs: int | None = None
+) -> Request:
     return Request(
         rid=f"r{number}",
         tokens=list(prompt),
@@ -60,9 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         conservativeness=st.sampled_from([0.0, 0.3, 1.0]),
         is_caching=st.booleans(),
     )
-    def begin(
-        self, num_pages: int, max_running: int, max_step_tokens: int, conservativeness: float, is_caching: bool
-    ) -> None:
+    def begin(self, num_pages: int, max_running: int, max_step_tokens: int, conservativeness: float, is_caching: bool) -> None:
         cache = KVCache(num_pages, 2, is_caching)
         self.scheduler = Scheduler(cache, max_running, 6, max_step_tokens, conservativeness)
         self.known: dict[str, tuple[list[int], Request]] = {}
@@ -187,7 +187,7 @@ def test_full_queue_and_used_id_are_refused() -> None:
 def test_request_longer_than_the_cache_is_refused() -> None:
     scheduler = make_scheduler(num_pages=4)
     scheduler.add(make_request(0, [1] * 4, 4))
-    with pytest.raises(RequestRefused, match="9 tokens .* do not fit the KV cache of 8"):
+    with pytest.raises(RequestRefused, match=r"9 tokens .* do not fit the KV cache of 8"):
         scheduler.add(make_request(1, [1] * 4, 5))
 
 
