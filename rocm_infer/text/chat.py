@@ -19,7 +19,8 @@ from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from rocm_infer.text.tokenizer import Tokenizer, read_json
+from rocm_infer.text.files import read_json
+from rocm_infer.text.tokenizer import Tokenizer
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 Message = dict[str, Any]

@@ -11,24 +11,13 @@ from typing import Any
 
 import tokenizers
 
+from rocm_infer.text.files import TextFileError, read_json
+
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class TokenizerError(ValueError):
+class TokenizerError(TextFileError):
     """The tokenizer is missing, broken, or of a kind that cannot be decoded incrementally."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint's side file; an absent file is an empty object."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path} is not readable JSON ({error}); fetch the checkpoint again") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders
 
+from rocm_infer.text.files import TextFileError
 from rocm_infer.text.tokenizer import Tokenizer, TokenizerError
 from tests.text.toys import CONFIG, byte_level, sentence_piece, write_folder
 
@@ -76,7 +77,7 @@ def test_missing_tokenizer_says_what_to_do(tmp_path: Path) -> None:
 def test_broken_files_are_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path)
     (folder / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json.*object"):
+    with pytest.raises(TextFileError, match=r"tokenizer_config\.json.*object"):
         Tokenizer.load(folder)
     (folder / "tokenizer.json").write_text(json.dumps({"model": 3}))
     with pytest.raises(TokenizerError, match=r"tokenizer\.json is not a readable tokenizer"):

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v1/chat/completions and /v1/completions: request to generation, generation to response or chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from rocm_infer.config import SamplingParams
+from rocm_infer.server.body import SERVICE, call_of, json_response, read_body
+from rocm_infer.server.errors import bad_value
+from rocm_infer.server.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
+from rocm_infer.server.schema import ChatRequest, CompletionRequest, OpenAIRequest, Prompt, params_of
+from rocm_infer.server.service import Generation, Service
+from rocm_infer.server.sse import EventStream, OpenStreams, event
+from rocm_infer.text.chat import check_messages
+from rocm_infer.text.outputs import Output
+from rocm_infer.text.tokenizer import Tokenizer
+
+STREAMS: web.AppKey[OpenStreams] = web.AppKey("streams", OpenStreams)
+encode = msgspec.json.Encoder().encode
+
+
+class View(Protocol):
+    """How one route shows an output. `start` counts the tokens already shown in earlier chunks."""
+
+    kind: str
+    chunk_kind: str
+
+    def whole(self, index: int, output: Output) -> dict[str, Any]: ...
+    def opening(self, index: int, output: Output) -> dict[str, Any] | None: ...
+    def piece(self, index: int, output: Output, text: str, start: int) -> dict[str, Any]: ...
+    def ending(self, index: int, output: Output, start: int) -> dict[str, Any]: ...
+
+
+def _ending_fields(output: Output) -> dict[str, Any]:
+    """Why it ended; `stop_reason` (vLLM) and `matched_stop` (SGLang) name the stop string or token id."""
+    return {
+        "finish_reason": output.finish_reason,
+        "stop_reason": output.matched_stop,
+        "matched_stop": output.matched_stop,
+    }
+
+
+class ChatView:
+    kind, chunk_kind = "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, tokenizer: Tokenizer, body: ChatRequest) -> None:
+        self._tokenizer = tokenizer
+        self._logprobs = body.logprobs
+        self._token_ids = body.return_token_ids
+
+    def whole(self, index: int, output: Output) -> dict[str, Any]:
+        message = {"role": "assistant", "content": output.text, "refusal": None}
+        return {"index": index, "message": message, **self._tokens(output, 0), **_ending_fields(output)}
+
+    def opening(self, index: int, output: Output) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def piece(self, index: int, output: Output, text: str, start: int) -> dict[str, Any]:
+        return {"index": index, "delta": {"content": text}, **self._tokens(output, start), "finish_reason": None}
+
+    def ending(self, index: int, output: Output, start: int) -> dict[str, Any]:
+        return {"index": index, "delta": {}, **self._tokens(output, start), **_ending_fields(output)}
+
+    def _tokens(self, output: Output, start: int) -> dict[str, Any]:
+        entries = output.logprobs[start:] if self._logprobs else []
+        shown: dict[str, Any] = {"logprobs": chat_logprobs(self._tokenizer, entries) if entries else None}
+        if self._token_ids:
+            shown["token_ids"] = output.token_ids[start:]
+        return shown
+
+
+class CompletionView:
+    kind, chunk_kind = "text_completion", "text_completion"
+
+    def __init__(self, tokenizer: Tokenizer, body: CompletionRequest, prompts: Sequence[Echo], count: int) -> None:
+        self._tokenizer = tokenizer
+        self._body = body
+        self._prompts = prompts
+        self._count = count
+        self._logprobs: dict[int, CompletionLogprobs] = {}
+
+    def whole(self, index: int, output: Output) -> dict[str, Any]:
+        prompt, shown = self._prompts[index // self._count], output.text
+        logprobs = None
+        if self._body.logprobs is not None:
+            writer, ids, entries = CompletionLogprobs(self._tokenizer), output.token_ids, output.logprobs
+            if self._body.echo:
+                logprobs = writer.take([*prompt.ids, *ids], [*(output.prompt_logprobs or []), *entries])
+            else:
+                logprobs = writer.take(ids, entries)
+        choice = {
+            "index": index,
+            "text": prompt.text + shown if self._body.echo else shown,
+            "logprobs": logprobs,
+            **_ending_fields(output),
+        }
+        if self._body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, output.prompt_logprobs or [])
+        if self._body.return_token_ids:
+            choice |= {"token_ids": output.token_ids, "prompt_token_ids": prompt.ids}
+        return choice
+
+    def opening(self, index: int, output: Output) -> dict[str, Any] | None:
+        if not self._body.echo:
+            return None
+        prompt = self._prompts[index // self._count]
+        shown = self._take(index, prompt.ids, output.prompt_logprobs or [])
+        return {"index": index, "text": prompt.text, "logprobs": shown, "finish_reason": None}
+
+    def piece(self, index: int, output: Output, text: str, start: int) -> dict[str, Any]:
+        return {"index": index, "text": text, **self._tokens(index, output, start), "finish_reason": None}
+
+    def ending(self, index: int, output: Output, start: int) -> dict[str, Any]:
+        return {"index": index, "text": "", **self._tokens(index, output, start), **_ending_fields(output)}
+
+    def _tokens(self, index: int, output: Output, start: int) -> dict[str, Any]:
+        ids = output.token_ids[start:] if self._body.return_token_ids or self._body.logprobs is not None else []
+        shown: dict[str, Any] = {"logprobs": self._take(index, ids, output.logprobs[start:])}
+        if self._body.return_token_ids:
+            shown["token_ids"] = ids
+        return shown
+
+    def _take(self, index: int, ids: Sequence[int], entries: Sequence[Any]) -> dict[str, Any] | None:
+        if self._body.logprobs is None or not ids:
+            return None
+        writer = self._logprobs.get(index)
+        if writer is None:
+            writer = self._logprobs[index] = CompletionLogprobs(self._tokenizer)
+        return writer.take(ids, entries)
+
+
+@dataclasses.dataclass(frozen=True)
+class Echo:
+    """A prompt as a completion repeats it."""
+
+    text: str
+    ids: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Everything a response says beside its choices."""
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+    prompt_ids: list[list[int]]
+    count: int
+
+    def head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
+
+    def usage(self, outputs: Sequence[Output]) -> dict[str, Any]:
+        """A prompt counts once, however many outputs it has."""
+        num_prompt = sum(map(len, self.prompt_ids))
+        num_output = sum(len(output.token_ids) for output in outputs)
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_output,
+            "total_tokens": num_prompt + num_output,
+            "prompt_tokens_details": {"cached_tokens": sum(output.num_cached for output in outputs[:: self.count])},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    service, call = request.app[SERVICE], call_of(request)
+    service.admit()
+    body = await read_body(request, ChatRequest)
+    model = service.check_model(body.model)
+    ids = await chat_prompt(service, body)
+    max_tokens, name = _chat_max_tokens(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad_value("top_logprobs", "top_logprobs: set logprobs to true as well")
+    params = params_of(
+        body,
+        defaults=service.files.defaults,
+        vocab_size=service.vocab_size,
+        max_tokens=max_tokens,
+        max_tokens_name=name,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        logprobs_name="top_logprobs",
+    )
+    _check_prompt_logprobs(body)
+    service.check_length(len(ids), max_tokens, name if max_tokens else "messages")
+    answer = Answer(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model, service.fingerprint, [ids], params.n)
+    generation = service.generate(call, [ids], [params], params.n, priority=body.priority, salt=body.cache_salt)
+    view = ChatView(service.tokenizer, body)
+    extra: dict[str, Any] = {"prompt_token_ids": ids} if body.return_token_ids else {}
+    return await _respond(request, body, generation, answer, view, extra)
+
+
+async def chat_prompt(service: Service, body: Any) -> list[int]:
+    """Token ids of a request's messages; the template writes its own special tokens."""
+    variables = dict(body.chat_template_kwargs)
+    effort = getattr(body, "reasoning_effort", None)
+    if effort is not None:
+        variables["reasoning_effort"] = effort
+        if effort == "none":
+            variables["enable_thinking"] = False
+    messages = check_messages(body.messages)
+    text = service.render(messages, body.add_generation_prompt, body.continue_final_message, variables)
+    ids = await service.encode(text, add_special_tokens=False)
+    service.check_ids(ids, "messages")
+    return ids
+
+
+def _chat_max_tokens(body: ChatRequest) -> tuple[int | None, str]:
+    """The limit and the name of the field it came from; max_completion_tokens wins."""
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    value: int | None = getattr(body, name)
+    if value is not None and value < 1:
+        raise bad_value(name, f"{name}: expected an integer >= 1, got {value}")
+    return value, name
+
+
+def _check_prompt_logprobs(body: OpenAIRequest) -> None:
+    if body.stream and body.prompt_logprobs is not None:
+        raise bad_value("prompt_logprobs", "prompt_logprobs: not available with stream")
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    service, call = request.app[SERVICE], call_of(request)
+    service.admit()
+    body = await read_body(request, CompletionRequest)
+    model = service.check_model(body.model)
+    prompts = await _echoes(service, body)
+    count = _num_candidates(body)
+    params = _completion_params(service, body, count)
+    _check_prompt_logprobs(body)
+    for prompt in prompts:
+        service.check_length(len(prompt.ids), params.max_tokens, "max_tokens" if params.max_tokens else "prompt")
+    ids = [prompt.ids for prompt in prompts]
+    answer = Answer(f"cmpl-{uuid.uuid4().hex}", int(time.time()), model, service.fingerprint, ids, count)
+    generation = service.generate(call, ids, [params] * len(ids), count, priority=body.priority, salt=body.cache_salt)
+    view = CompletionView(service.tokenizer, body, prompts, body.n)
+    return await _respond(request, body, generation, answer, view, {})
+
+
+async def _echoes(service: Service, body: CompletionRequest) -> list[Echo]:
+    """The request's prompts: a string, token ids, or a list of either."""
+    made = []
+    for index, prompt in enumerate(_split_prompts(body.prompt)):
+        if isinstance(prompt, str):
+            ids = await service.encode(prompt, add_special_tokens=body.add_special_tokens)
+            text = prompt
+        else:
+            ids = prompt
+            text = ""
+        service.check_ids(ids, f"prompt[{index}]" if isinstance(body.prompt, list) else "prompt")
+        made.append(Echo(text if text or not body.echo else service.tokenizer.decode(ids, skip_special_tokens=False), ids))
+    return made
+
+
+def _split_prompts(prompt: Prompt) -> list[str | list[int]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    kinds = {type(item) for item in prompt}
+    if kinds == {int}:
+        return [prompt]  # type: ignore[list-item]
+    if not prompt or len(kinds) > 1:
+        raise bad_value("prompt", "prompt: expected a string, token ids, or a non-empty list of one kind of these")
+    return prompt  # type: ignore[return-value]
+
+
+def _num_candidates(body: CompletionRequest) -> int:
+    """How many outputs are made for each prompt, of which `n` are returned."""
+    if body.best_of is None:
+        return body.n
+    if body.best_of < body.n:
+        raise bad_value("best_of", f"best_of: expected at least n = {body.n}, got {body.best_of}")
+    if body.stream and body.best_of > body.n:
+        raise bad_value("best_of", "best_of: more candidates than n are not available with stream")
+    if body.best_of > 128:
+        raise bad_value("best_of", f"best_of: expected at most 128, got {body.best_of}")
+    return body.best_of
+
+
+def _completion_params(service: Service, body: CompletionRequest, count: int) -> SamplingParams:
+    ranked = count > body.n
+    params = params_of(
+        body,
+        defaults=service.files.defaults,
+        vocab_size=service.vocab_size,
+        max_tokens=body.max_tokens,
+        max_tokens_name="max_tokens",
+        logprobs=0 if ranked and body.logprobs is None else body.logprobs,
+        logprobs_name="logprobs",
+    )
+    if body.echo and body.logprobs is not None:
+        params = dataclasses.replace(params, prompt_logprobs=max(body.logprobs, body.prompt_logprobs or 0))
+    return params
+
+
+async def _respond(
+    request: web.Request, body: OpenAIRequest, generation: Generation, answer: Answer, view: View, extra: dict[str, Any]
+) -> web.StreamResponse:
+    """The whole answer at once, or chunk by chunk. `extra` are further fields of the (first) body."""
+    try:
+        generation.name(answer.id)
+        if body.request_id:
+            generation.name(body.request_id)
+        if body.stream:
+            events = _events(generation, answer, view, body, extra)
+            return await EventStream(request, request.app[STREAMS]).run(events, call_of(request))
+        await generation.finish()
+        chosen = _choose(generation.outputs, answer.count, body.n)
+        choices = [view.whole(index, output) for index, output in enumerate(chosen)]
+        if body.prompt_logprobs is not None and isinstance(view, ChatView):
+            tokenizer = request.app[SERVICE].tokenizer
+            extra = {**extra, "prompt_logprobs": prompt_logprobs(tokenizer, chosen[0].prompt_logprobs or [])}
+        usage = answer.usage(generation.outputs)
+        return json_response({**answer.head(view.kind), "choices": choices, "usage": usage, **extra})
+    finally:
+        generation.close()
+
+
+def _choose(outputs: Sequence[Output], count: int, n: int) -> list[Output]:
+    """The `n` outputs of each prompt with the highest log-probability per token, best first; all of them in order if n = count."""
+    if n == count:
+        return list(outputs)
+
+    def mean(output: Output) -> float:
+        return sum(entry.logprob for entry in output.logprobs) / max(len(output.logprobs), 1)
+
+    groups = [outputs[start : start + count] for start in range(0, len(outputs), count)]
+    return [output for group in groups for output in sorted(group, key=mean, reverse=True)[:n]]
+
+
+async def _events(
+    generation: Generation, answer: Answer, view: View, body: OpenAIRequest, extra: dict[str, Any]
+) -> AsyncIterator[bytes]:
+    """Chunks as encoded events: per choice an opening, pieces and an ending; usage at the very end if asked for."""
+    outputs, options, extra = generation.outputs, body.stream_options, dict(extra)
+    head = answer.head(view.chunk_kind)
+    shown: dict[int, int] = {}
+
+    def chunk(choice: dict[str, Any]) -> bytes:
+        body: dict[str, Any] = {**head, "choices": [choice]}
+        if options.include_usage:
+            body["usage"] = answer.usage(outputs) if options.continuous_usage_stats else None
+        if extra:
+            body.update(extra)
+            extra.clear()
+        return event(encode(body))
+
+    async for index, text in generation:
+        output = outputs[index]
+        data = b""
+        if index not in shown:
+            shown[index] = 0
+            opening = view.opening(index, output)
+            data = chunk(opening) if opening else b""
+        if text:
+            data += chunk(view.piece(index, output, text, shown[index]))
+            shown[index] = len(output.token_ids)
+        if output.done:
+            data += chunk(view.ending(index, output, shown[index]))
+        if data:
+            yield data
+    if options.include_usage:
+        yield event(encode({**head, "choices": [], "usage": answer.usage(outputs)}))

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models, tokens, health, configuration, metrics, headers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.fakes import CONTEXT, MODEL, TOKENIZER, FakeClient, Harness, Script, run
+
+HI: list[Any] = [{"role": "user", "content": "hi"}]
+
+
+def test_models() -> None:
+    async def scenario(server: Harness) -> None:
+        models = [model async for model in server.sdk.models.list()]
+        assert [model.id for model in models] == ["a/b", "other"]
+        _, body = await server.get("/v1/models/a/b")
+        expected = {"id": "a/b", "object": "model", "owned_by": "rocm-infer", "root": MODEL, "parent": None}
+        assert expected.items() <= body.items()
+        assert body["max_model_len"] == CONTEXT
+        for name in ("a/b", "other"):
+            answer = await server.sdk.chat.completions.create(model=name, messages=HI)
+            assert answer.model == name
+        status, body = await server.post("/v1/completions", {"prompt": "x"})
+        assert (status, body["model"]) == (200, "a/b")
+
+    run(scenario, served_model_name=("a/b", "other"))
+
+
+def test_tokenize_and_back() -> None:
+    async def scenario(server: Harness) -> None:
+        for prefix in ("", "/v1"):
+            _, body = await server.post(prefix + "/tokenize", {"model": MODEL, "prompt": "the é", "return_token_strs": True})
+            assert body["tokens"] == TOKENIZER.encode("the é")
+            assert (body["count"], body["max_model_len"]) == (4, CONTEXT)
+            assert body["token_strs"] == ["the", "Ġ", "Ã", "©"]
+            _, back = await server.post(prefix + "/detokenize", {"tokens": body["tokens"]})
+            assert back == {"prompt": "the é", "text": "the é"}
+        _, body = await server.post("/tokenize", {"messages": HI})
+        assert TOKENIZER.decode(body["tokens"], skip_special_tokens=False) == "<|bos|><|user|>hi<|end|><|assistant|>"
+
+    run(scenario)
+
+
+def test_health_by_phase() -> None:
+    async def scenario(server: Harness) -> None:
+        for path in ("/health", "/ready", "/live", "/ping", "/health_generate"):
+            status, body = await server.get(path)
+            assert (status, body["status"]) == (200, "ready")
+        for phase in ("starting", "unhealthy", "draining"):
+            server.service.enter(phase, "so it is")  # type: ignore[arg-type]
+            for path in ("/health", "/ready", "/ping"):
+                async with server.http.get(server.url + path) as response:
+                    body = await response.json()
+                    assert response.status == 503
+                    assert (body["error"]["code"], body["error"]["type"]) == (phase, "server_error")
+                    assert "so it is" in body["error"]["message"]
+                    assert "Retry-After" in response.headers
+            assert (await server.get("/live"))[0] == 200
+            status, body = await server.post("/v1/completions", {"prompt": "x"})
+            assert (status, body["error"]["code"]) == (503, phase)
+
+    run(scenario)
+
+
+def test_health_sees_a_dead_or_silent_engine() -> None:
+    async def scenario(server: Harness) -> None:
+        server.engine.die("killed by signal 9")
+        status, body = await server.get("/health")
+        assert (status, body["error"]["code"]) == (503, "unhealthy")
+        assert "signal 9" in body["error"]["message"]
+
+    run(scenario)
+
+
+def test_model_and_server_info() -> None:
+    async def scenario(server: Harness) -> None:
+        for path in ("/model_info", "/get_model_info"):
+            _, body = await server.get(path)
+            assert (body["model_path"], body["is_generation"]) == (MODEL, True)
+        for path in ("/server_info", "/get_server_info"):
+            _, body = await server.get(path)
+            assert (body["port"], body["max_running_requests"]) == (30000, 8)
+            assert body["internal_states"] == [await server.engine.stats()]
+            assert body["engine"]["context_length"] == CONTEXT
+
+    run(scenario)
+
+
+def test_headers() -> None:
+    async def scenario(server: Harness) -> None:
+        async def ids(given: str | None, stream: bool) -> str:
+            headers = {} if given is None else {"X-Request-Id": given}
+            fields = {"prompt": "x", "stream": stream}
+            async with server.http.post(server.url + "/v1/completions", json=fields, headers=headers) as response:
+                assert int(response.headers["openai-processing-ms"]) >= 0
+                return response.headers["x-request-id"]
+
+        for stream in (False, True):
+            assert await ids("abc-1", stream) == "abc-1"
+            assert (await ids(None, stream)).startswith("req-")
+            assert (await ids("x" * 200, stream)).startswith("req-")
+        async with server.http.get(server.url + "/nope") as response:
+            assert response.headers["x-request-id"].startswith("req-")
+
+    run(scenario)
+
+
+def test_metrics() -> None:
+    async def scenario(server: Harness) -> None:
+        await server.post("/v1/completions", {"prompt": "abc", "max_tokens": 5, "n": 2})
+        await server.post("/v1/completions", {"prompt": "abc", "max_tokens": 50})
+        await server.get("/nope")
+        status, text = await server.get("/metrics")
+        assert status == 200
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+
+        def value(name: str, **labels: str) -> float:
+            samples = [sample for family in families.values() for sample in family.samples if sample.name == name]
+            (found,) = [sample for sample in samples if labels.items() <= sample.labels.items()]
+            assert found.labels["model_name"] == MODEL
+            return found.value
+
+        num_tokens = len(TOKENIZER.encode(Script().text)) + 1
+        for prefix in ("rocm_infer:", "vllm:"):
+            assert value(prefix + "generation_tokens_total") == 10 + num_tokens
+            assert value(prefix + "prompt_tokens_total") == 9
+            assert value(prefix + "request_success_total", finished_reason="length") == 2
+            assert value(prefix + "request_success_total", finished_reason="stop") == 1
+            assert value(prefix + "time_to_first_token_seconds_count") == 3
+            assert value(prefix + "e2e_request_latency_seconds_count") == 3
+            assert value(prefix + "inter_token_latency_seconds_count") == 8 + num_tokens - 1
+            assert value(prefix + "request_prompt_tokens_sum") == 9
+            assert value(prefix + "request_generation_tokens_sum") == 10 + num_tokens
+            assert value(prefix + "num_requests_running") == 0
+            assert value(prefix + "num_preemptions_total") == 3
+        assert value("vllm:kv_cache_usage_perc") == value("rocm_infer:kv_cache_usage_ratio") == 0.25
+        assert value("vllm:cache_config_info", block_size="16", num_gpu_blocks="64") == 1
+        assert value("rocm_infer:http_responses_total", status="404") == 1
+
+    run(scenario, FakeClient())
+
+
+def test_the_server_needs_no_torch() -> None:
+    code = "import rocm_infer.server.lifecycle, rocm_infer.cli, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
