@@ -25,7 +25,7 @@ def _has_bf16() -> bool:
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
     """[N, K] bf16 in the library's layout: same shape, values and type, no strides; only `run` reads it."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous().to_mkldnn())
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
 
 def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from rocm_infer.config import EMBEDDED_MODEL, ConfigError, EngineConfig, ModelConfig
+from rocm_infer.config import ConfigError, EngineConfig, ModelConfig
 from rocm_infer.cpu_kernels.gemm import can_pack
+from rocm_infer.hub import resolve_model
 from rocm_infer.models import deepseek, llama, mixtral, qwen3_moe
 from rocm_infer.models.builder import Builder
 from rocm_infer.models.decoder import Decoder
@@ -20,8 +21,6 @@ from rocm_infer.models.hf_config import HfConfig, token_ids
 from rocm_infer.models.loader import Checkpoint, DummyWeights, Inventory
 from rocm_infer.ops._op import Ops
 from rocm_infer.platform import resolve_device
-
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 class Family(NamedTuple):
@@ -42,11 +41,6 @@ FAMILIES: dict[str, Family] = {
     "DeepseekV2ForCausalLM": Family(deepseek.translate_v2, deepseek.build, deepseek.skipped),
     "DeepseekV3ForCausalLM": Family(deepseek.translate_v3, deepseek.build, deepseek.skipped),
 }
-
-
-def model_directory(name: str) -> Path:
-    """The directory of a model as settings name it: the embedded one, or a path."""
-    return ASSETS / name if name == EMBEDDED_MODEL and not Path(name).exists() else Path(name)
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -76,12 +70,12 @@ def family_of(hf: HfConfig) -> Family:
 
 
 def load_model(settings: EngineConfig, *, progress: bool | None = None) -> Decoder:
-    """The model of a checkpoint directory on its device.
+    """The model of a checkpoint (the embedded one, a directory, a hub id) on its device.
 
     Every weight name, shape and type is checked before any is read. progress: show a bar; None: only on a terminal.
     Raises ConfigError for a config.json that is not supported, CheckpointError (a ConfigError) for files that do not fit it.
     """
-    directory = model_directory(settings.model)
+    directory = resolve_model(settings.model)
     config = read_config(directory)
     if settings.tensor_parallel_size != 1:
         raise ConfigError(

@@ -40,7 +40,7 @@ class Builder:
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
         """One weight as it is, in `dtype` or the model's."""
-        return self._keep(self.source.take(name, shape).to(dtype or self.dtype))
+        return self._keep(self.source.take(name, shape).to(dtype or self.dtype, copy=True))
 
     def linear(self, modules: str | Sequence[str], width: int, outs: int | Sequence[int], *, bias: bool = False) -> Linear:
         """One product for modules that read the same [*, width] input; `outs` are their output widths."""
@@ -108,7 +108,8 @@ class Builder:
         return (plain[0] if len(plain) == 1 else torch.cat(plain)), None
 
     def _plain(self, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-        return (weight if scale is None else dequantise_blocks(weight, scale)).to(self.dtype)
+        # A copy even if the type is right: the source is a mapped file, which may change or lie at an odd address.
+        return weight.to(self.dtype, copy=True) if scale is None else dequantise_blocks(weight, scale).to(self.dtype)
 
     def _matmul_weight(self, weight: torch.Tensor) -> torch.Tensor:
         if not self.packed or weight.is_meta:
