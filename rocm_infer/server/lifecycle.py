@@ -58,7 +58,7 @@ def run_server(
     worker = dataclasses.replace(engine, model=str(path))
 
     def make(on_death: Callable[[str], None] | None = None) -> EngineClient:
-        return make_client(worker, on_death=on_death)
+        return make_client(worker, on_death=on_death, log_level=server.log_level)
 
     async def main() -> int:
         service = Service(engine, server, files, make())

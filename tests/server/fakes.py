@@ -151,6 +151,8 @@ class FakeClient:
         self.live: dict[str, FakeStream] = {}
         self.aborted: list[str] = []
         self.flushes = 0
+        self.may_start = asyncio.Event()
+        self.may_start.set()
         self.start_error: Exception | None = None
         self.last_words: RequestOutput | None = None
         self.on_death: Callable[[str], None] | None = None
@@ -160,6 +162,7 @@ class FakeClient:
         return len(self.live)
 
     async def start(self) -> dict[str, Any]:
+        await self.may_start.wait()
         if self.start_error is not None:
             raise self.start_error
         self.state = "ready"
@@ -195,7 +198,8 @@ class FakeClient:
         return {"num_running": float(len(self.live)), "num_waiting": 0.0, "token_usage": 0.25, "preemptions": 3.0}
 
     async def shutdown(self, timeout: float = 10.0) -> None:
-        self.state = "closed"
+        if self.state != "dead":
+            self.state = "closed"
         self.abort_all()
 
 
@@ -237,7 +241,9 @@ def make_service(engine: FakeClient, folder: Path, **settings: Any) -> Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(engine: FakeClient | None = None, *, ping: float = 15.0, **settings: Any) -> AsyncIterator[Harness]:
+async def serving(
+    engine: FakeClient | None = None, *, ping: float = 15.0, stuck: float = 300.0, **settings: Any
+) -> AsyncIterator[Harness]:
     """A ready server over the fake engine."""
     engine = engine or FakeClient()
     await engine.start()
@@ -245,7 +251,7 @@ async def serving(engine: FakeClient | None = None, *, ping: float = 15.0, **set
         service = make_service(engine, write_folder(Path(name)), **settings)
     service.enter("ready", "")
     runner = web.AppRunner(
-        build_app(service, OpenStreams(ping)), handler_cancellation=True, access_log=None, shutdown_timeout=0.5
+        build_app(service, OpenStreams(ping, stuck)), handler_cancellation=True, access_log=None, shutdown_timeout=0.5
     )
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
