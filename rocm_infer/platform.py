@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def is_hip() -> bool:
@@ -38,5 +43,18 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"device: expected auto, cpu or cuda[:index], got {name!r}") from None
     if device.type == "cuda" and not has_gpu():
-        raise ValueError(f"device {name!r}: torch {torch.__version__} sees no GPU; use --device cpu, or install ROCm wheels (README)")
+        raise ValueError(
+            f"device {name!r}: torch {torch.__version__} sees no GPU; use --device cpu, or install ROCm wheels (README)"
+        )
     return device
+
+
+def usable_cores() -> int:
+    """CPU cores this process may keep busy: its affinity, cut by the CPU quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = CGROUP / "cpu.max"
+    if quota.exists():
+        allowed, period = quota.read_text().split()
+        if allowed != "max":
+            cores = min(cores, -(-int(allowed) // int(period)))
+    return max(1, cores)

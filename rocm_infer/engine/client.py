@@ -116,6 +116,7 @@ class EngineClient:
         address = f"ipc://{self._folder}/engine"
         if len(os.fsencode(address)) > MAX_SOCKET_PATH:
             self._clean_up()
+            self.state = "dead"
             raise EngineDied(f"the path of the engine's socket is too long: {address}; set TMPDIR to a shorter folder")
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
@@ -123,10 +124,17 @@ class EngineClient:
         self._socket.linger = 0
         self._socket.bind(address)
         self._ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        # Its own session: a Ctrl-C in the terminal is for the server, which decides what becomes of the worker.
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command, "--socket", address, stdin=asyncio.subprocess.PIPE, start_new_session=True
-        )
+        try:
+            # Its own session: a Ctrl-C in the terminal is for the server, which decides what becomes of the worker.
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, "--socket", address, stdin=asyncio.subprocess.PIPE, start_new_session=True
+            )
+        except BaseException as error:
+            self.state, self.failure = "dead", f"the engine process could not be started: {error}"
+            self._close()
+            if isinstance(error, OSError):
+                raise EngineDied(self.failure) from error
+            raise
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(self.config) + b"\n")
         self._receiver = asyncio.create_task(self._receive())
@@ -237,9 +245,7 @@ class EngineClient:
         self._receiver.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._receiver
-        self._socket.close()
-        self._context.term()
-        self._clean_up()
+        self._close()
         self._mourn(self._fatal or self._describe_exit(status))
 
     def _describe_exit(self, status: int) -> str:
@@ -265,11 +271,16 @@ class EngineClient:
         if not self._ready.done():
             self._ready.set_exception(EngineDied(reason))
         if was_ready and self._on_death is not None:
-            self._on_death(reason)
+            asyncio.get_running_loop().call_soon(self._on_death, reason)
 
     def _fail(self, stream: RequestStream, code: ErrorCode, reason: str) -> None:
         finish: FinishReason = "error"
         stream.put(RequestOutput(stream.rid, [], finish, error=ErrorInfo(code, f"request {stream.rid}: {reason}")))
+
+    def _close(self) -> None:
+        self._socket.close()
+        self._context.term()
+        self._clean_up()
 
     def _clean_up(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -19,6 +19,7 @@ from rocm_infer.engine.request import Request, RequestRefused, Status
 from rocm_infer.engine.runner import Model, Runner
 from rocm_infer.engine.sampler import Sampled, Sampler, score
 from rocm_infer.engine.scheduler import Scheduler, Step
+from rocm_infer.platform import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +104,8 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """One forward pass: what it produced, at most one output per request. May be empty (prompt chunks, nothing to do).
 
-        When a pass fails, its requests run again one by one, and those that fail alone end with "internal_error". AssertionError is
-        raised if that leaves the books damaged.
+        When a pass fails, its requests run again one by one, and those that fail alone end with "internal_error". Raises if
+        that leaves the device unusable or the books damaged (AssertionError): then the engine is lost.
         """
         outputs, self.pending = self.pending, []
         step = self.scheduler.schedule()
@@ -214,6 +215,7 @@ class Engine:
                 outputs.append(self._fail(part.requests()[0], cause))
             else:
                 outputs += self._commit(part, sampled)
+        self.runner.check()
         self.scheduler.check()
         return outputs
 
@@ -290,8 +292,8 @@ def load_model(config: EngineConfig) -> Model:
 
 def set_threads(num_threads: int | None) -> None:
     """CPU threads of torch: as asked for, else OMP_NUM_THREADS, else the cores this process may use."""
-    if num_threads is None and "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
-        num_threads = len(os.sched_getaffinity(0))
+    if num_threads is None and "OMP_NUM_THREADS" not in os.environ:
+        num_threads = usable_cores()
     if num_threads is not None:
         torch.set_num_threads(num_threads)
 

@@ -52,3 +52,8 @@ class Runner:
     def run(self, batch: Batch) -> torch.Tensor:
         """Logits of the rows that get a next token, [n, V] f32."""
         return self.logits(self.forward(batch)[batch.logits_index])
+
+    def check(self) -> None:
+        """Raises when the device no longer works: after a memory fault on a GPU every later call fails."""
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)

@@ -82,7 +82,7 @@ def alone(each: AddRequest) -> Result:
     return result_of(run(engine, each)[each.rid])
 
 
-@hypothesis_settings(max_examples=5 * hypothesis_settings().max_examples)
+@hypothesis_settings(max_examples=2 * hypothesis_settings().max_examples)
 @given(
     specs=st.lists(st.tuples(prompts, params, st.integers(0, 12)), min_size=1, max_size=7),
     settings=engine_settings,

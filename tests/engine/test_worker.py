@@ -43,7 +43,7 @@ def make_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **settings: Any
 
 
 def run_async(body: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(body(), 60))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(body(), 200))  # type: ignore[arg-type]
 
 
 async def collect(stream: RequestStream) -> list[RequestOutput]:
@@ -129,6 +129,7 @@ def test_death_of_a_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
             assert f"id-{i}" in last.error.message
         assert client.state == "dead"
         assert client.failure == "the engine process was killed by signal 9"
+        await asyncio.sleep(0)
         assert deaths == [client.failure]
         with pytest.raises(EngineDied, match="signal 9"):
             await client.flush()
@@ -170,6 +171,22 @@ def test_model_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("folder", "text"), [("x" * 100, "set TMPDIR to a shorter folder"), ("short", "could not be started")])
+def test_start_that_cannot_succeed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str, text: str) -> None:
+    (tmp_path / folder).mkdir()
+    client = make_client(monkeypatch, tmp_path / folder)
+    client._command = (str(tmp_path / "no-such-program"),)
+
+    async def body() -> None:
+        with pytest.raises(EngineDied, match=text):
+            await client.start()
+        assert client.state == "dead"
+        await client.shutdown()
+
+    run_async(body)
+    assert list((tmp_path / folder).iterdir()) == []
+
+
 def test_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     """No orphans, whatever happens to the server."""
     script = (
@@ -182,7 +199,7 @@ def test_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         "    client = EngineClient(config, command=TOY_WORKER, log_level='error')\n"
         "    await client.start()\n"
         "    print(client._process.pid, flush=True)\n"
-        "    await asyncio.sleep(60)\n"
+        "    await asyncio.sleep(250)\n"
         "asyncio.run(main())\n"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -193,7 +210,7 @@ def test_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     assert is_alive(pid)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while is_alive(pid):
         assert time.monotonic() < deadline, "the worker outlives its parent"
         time.sleep(0.02)
