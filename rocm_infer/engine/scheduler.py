@@ -312,6 +312,7 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason) -> None:
         if request.status is Status.WAITING:
             self.num_waiting -= 1
+            self.is_blocked = False  # it may have been the head
         elif reason == "error":
             self._vacate(request, trusted=False)
         else:
@@ -320,6 +321,9 @@ class Scheduler:
         request.finish_reason = reason
         del self.requests[request.rid]
         self.counters[f"finished_{reason}"] += 1
+        if len(self.waiting) > 2 * self.num_waiting + 16:
+            self.waiting = [entry for entry in self.waiting if entry[1].status is Status.WAITING]
+            heapq.heapify(self.waiting)
 
     def _vacate(self, request: Request, trusted: bool = True) -> None:
         """Take back pages and row of a running request; its K/V stay cached if they can be trusted."""

@@ -49,6 +49,10 @@ logger = logging.getLogger(__name__)
 EXIT_FATAL = 1
 
 
+class UnusableModel(Exception):
+    """The settings or the checkpoint are at fault; the message tells the user what to do."""
+
+
 class Worker:
     """Messages in, steps, messages out, until Shutdown."""
 
@@ -116,6 +120,10 @@ def main(argv: list[str] | None = None, make_engine: Callable[[EngineConfig], En
         socket.connect(args.socket)
         try:
             _serve(config, make_engine, socket)
+        except UnusableModel as error:
+            logger.error("%s", error)
+            socket.send(encode(Fatal(str(error))))
+            return EXIT_FATAL
         except Exception as error:
             logger.exception("the engine worker stops")
             socket.send(encode(Fatal(f"{type(error).__name__}: {error}")))
@@ -124,7 +132,11 @@ def main(argv: list[str] | None = None, make_engine: Callable[[EngineConfig], En
 
 
 def _serve(config: EngineConfig, make_engine: Callable[[EngineConfig], Engine], socket: zmq.Socket[bytes]) -> None:
-    engine = make_engine(config)
+    try:
+        engine = make_engine(config)
+    except (ValueError, OSError) as error:
+        logger.debug("loading failed", exc_info=True)
+        raise UnusableModel(str(error)) from error
     worker = Worker(engine, socket)
     threading.Thread(target=_watch_steps, args=(worker, config.step_timeout), daemon=True).start()
     gc.collect()

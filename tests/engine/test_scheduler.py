@@ -271,3 +271,27 @@ def test_blocked_head_is_not_matched_again_in_every_step() -> None:
         run_step(scheduler)
     assert calls <= 3
     run_all(scheduler)
+
+
+def test_aborting_a_blocked_head_lets_the_next_one_in() -> None:
+    scheduler = make_scheduler(num_pages=10)
+    scheduler.add(make_request(0, [1] * 4, 8))
+    scheduler.add(make_request(1, [2] * 4, 12))
+    scheduler.add(make_request(2, [3] * 4, 3))
+    run_step(scheduler)
+    run_step(scheduler)
+    assert scheduler.num_running == 1
+    scheduler.abort("r1")
+    run_step(scheduler)
+    assert scheduler.num_running == 2
+
+
+def test_aborted_waiting_requests_are_not_kept() -> None:
+    scheduler = make_scheduler(num_pages=10)
+    scheduler.add(make_request(0, [1] * 4, 12))
+    run_step(scheduler)
+    for number in range(1, 500):
+        scheduler.add(make_request(number, [2] * 4, 12))
+        scheduler.abort(f"r{number}")
+    assert len(scheduler.waiting) < 20
+    run_all(scheduler)

@@ -162,7 +162,7 @@ def test_model_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     client = make_client(monkeypatch, tmp_path, model="missing")
 
     async def body() -> None:
-        with pytest.raises(EngineDied, match=r"expected a folder with config.json, got 'missing'"):
+        with pytest.raises(EngineDied, match=r"^model: expected a folder with config.json, got 'missing'"):
             await client.start()
         assert client.state == "dead"
         await client.shutdown()
