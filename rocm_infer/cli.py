@@ -151,7 +151,9 @@ def _explain(engine: EngineConfig) -> None:
 def _load(args: dict[str, Any]) -> LLM:
     """The model, once all flags are known to be good."""
     from rocm_infer.llm import LLM
+    from rocm_infer.server.logs import set_up_logging
 
+    set_up_logging("warning", "text")
     SamplingParams(**_take(args, SamplingParams))
     engine = EngineConfig(**_take(args, EngineConfig))
     _explain(engine)

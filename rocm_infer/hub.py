@@ -27,7 +27,7 @@ def resolve_model(name: str) -> Path:
     if name == EMBEDDED_MODEL:
         return _embedded()
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path
     if path.exists() or name.startswith(("/", "./", "../", "~")) or not HUB_ID.fullmatch(name):
         raise ModelNotFound(
