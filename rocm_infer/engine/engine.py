@@ -195,7 +195,7 @@ class Engine:
         request = scored.request
         if request.prompt_logprobs is None:
             request.prompt_logprobs = [None]
-        del request.prompt_logprobs[request.num_computed + 1 :]  # left by a step that failed
+        del request.prompt_logprobs[request.num_computed + 1 :]  # left by a step that failed, or from before a preemption
         for first in range(0, len(scored.targets), SCORED_ROWS):
             targets = scored.targets[first : first + SCORED_ROWS]
             start = scored.start + first

@@ -268,8 +268,6 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self.counters["preemptions"] += 1
-        if request.needs_prompt_logprobs:
-            request.prompt_logprobs = None
         self._vacate(request)
         request.status = Status.WAITING
         self._tidy()

@@ -190,6 +190,11 @@ def test_scoring_a_prompt_without_output(length: int) -> None:
             assert sum(math.exp(value) for _, value in each.top) <= 1 + 1e-5
 
 
+def test_prompt_that_ends_with_a_stop_token_has_not_stopped() -> None:
+    (output,) = run(toy_engine(), request("a", [5, EOS], max_tokens=0))["a"]
+    assert (output.finish_reason, output.matched_stop) == ("length", None)
+
+
 def test_logprobs_are_of_the_raw_distribution() -> None:
     model = ToyModel()
     outputs = run(toy_engine(), request("a", [5], max_tokens=1, logprobs=3, logit_bias=((4, 100.0),), ignore_eos=True))["a"]
