@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections import Counter
@@ -12,6 +13,7 @@ import hypothesis
 import pytest
 import torch
 
+from rocm_infer.hip import _library, build
 from rocm_infer.ops import _op
 
 hypothesis.settings.register_profile("dev", max_examples=20, deadline=None, derandomize=True, print_blob=True)
@@ -27,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--gpu") and not torch.cuda.is_available():
         raise pytest.UsageError("--gpu: torch sees no GPU; on AMD install a ROCm build of torch (README, section AMD)")
+    if not config.getoption("--gpu"):
+        os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any is imported
 
 
 def _backends(op_name: str, on_gpu: bool) -> list[str]:
@@ -43,7 +47,36 @@ def _backends(op_name: str, on_gpu: bool) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         op_name = Path(metafunc.module.__file__).stem.removeprefix("test_")
-        metafunc.parametrize("backend", _backends(op_name, metafunc.config.getoption("--gpu")))
+        on_gpu = metafunc.config.getoption("--gpu")
+        found: list[object] = list(_backends(op_name, on_gpu))
+        if "hip" in found and not on_gpu:
+            found.append(pytest.param("hip", id="hip-w32"))
+        metafunc.parametrize("backend", found)
+
+
+@functools.cache
+def _build_hip() -> str:
+    """Brings the host build of the HIP kernels up to date; returns the reason if that cannot be."""
+    if os.environ.get("ROCM_INFER_HIP_BUILD"):
+        return ""
+    try:
+        build.build(("host", "bind"))
+    except build.BuildError as error:
+        return f"hip kernels cannot be built here: {error}"
+    return ""
+
+
+@pytest.fixture(autouse=True)
+def hip_host_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HIP kernels on the CPU: waves of 64 in the natural order of threads, or of 32 in another order in each launch."""
+    case = getattr(request.node, "callspec", None)
+    if case is None or case.params.get("backend") != "hip" or request.config.getoption("--gpu"):
+        return
+    if reason := _build_hip():
+        pytest.skip(reason)
+    small = "w32" in case.id.split("-")
+    monkeypatch.setattr(_library.host_settings, "wave_size", 32 if small else 64)
+    monkeypatch.setattr(_library.host_settings, "order", 1 if small else 0)
 
 
 @pytest.fixture(scope="session")

@@ -183,7 +183,7 @@ class Op(Generic[P, R]):
         plan.launch(*made, *scratch, *(values[name] for name in self._tensor_names), **scalars)
         if not made:
             return cast(R, None)
-        return cast(R, made[0] if len(self.outputs) == 1 else tuple(made))
+        return cast(R, made[0] if len(made) == 1 else tuple(made))
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         values = {**self._defaults, **dict(zip(self._names, args)), **kwargs}

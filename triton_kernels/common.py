@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several kernels share: launch options, fp8 codes of rows, the order of tiles, sums of split products.
+
+fp8 tensors travel as bytes. `FP8_BIAS` names the dialect inside kernels: 0 no fp8, 7 e4m3fn, 8 e4m3fnuz.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from rocm_infer.arch import Arch
+from rocm_infer.triton_kernels._paged import FP8_BIASES, decode_fp8, encode_fp8
+
+SMALLEST_AMAX = tl.constexpr(1e-4)
+LONGEST_GROUP = 32768
+
+
+# The interpreter's casts to fp8 neither round to nearest nor know NaN of fnuz: there bytes are made by arithmetic.
+INTERPRETED = not isinstance(encode_fp8, triton.JITFunction)
+
+
+def fp8_args(arch: Arch, dtype: torch.dtype | None) -> dict[str, Any]:
+    """FP8_BIAS, and whether the target's own conversions and products know that dialect."""
+    native = dtype is not None and arch.multiplies(dtype) and not INTERPRETED
+    return {"FP8_BIAS": FP8_BIASES.get(dtype, 0) if dtype else 0, "NATIVE": native}
+
+
+def options(arch: Arch, *, num_warps: int, num_stages: int = 2, waves_per_eu: int = 0, matrix: bool = False) -> dict[str, Any]:
+    """Launch options by the names the target's compiler knows.
+
+    num_warps: in waves of 64; GPUs with waves of 32 get twice as many, so that a lane's share of a tile stays the same.
+    Fusion of products and sums is off, so that a row's bits do not depend on the tile it is in; where it pays, kernels write fma.
+    matrix: all tiles use the 16x16 instruction. It needs less power than 32x32, serves 16 rows, and, being the same for every
+        tile, keeps the order of sums.
+    """
+    made: dict[str, Any] = {"num_warps": num_warps * 64 // arch.wave, "num_stages": num_stages, "enable_fp_fusion": False}
+    if arch.vendor == "amd":
+        made["waves_per_eu"] = waves_per_eu
+        if matrix and arch.wave == 64:
+            made["matrix_instr_nonkdim"] = 16
+            if arch.name != "gfx950":
+                made["kpack"] = 2  # 16-byte reads from LDS; gfx950's instructions take that many by themselves
+    return made
+
+
+def refuse_fp8(group: int, out_dtype: torch.dtype | None, width: int) -> str | None:
+    """Why a row of `width` cannot be quantised so; None if it can, or is not to be quantised."""
+    if group and out_dtype not in FP8_BIASES:
+        return f"fp8 output: expected out_dtype float8_e4m3fn or float8_e4m3fnuz, got {out_dtype}"
+    if group < 0:
+        return f"fp8 output: expected group > 0, got {group}"
+    if min(group, width) > LONGEST_GROUP:
+        return f"group: a group is kept in registers, expected at most {LONGEST_GROUP}, got {group}"
+    if group < width and group & (group - 1):
+        return f"group: expected a power of two or the whole row ({width}), got {group}"
+    return None
+
+
+@triton.jit
+def to_fp8(x, FP8_BIAS: tl.constexpr, NATIVE: tl.constexpr):
+    """fp32, already clamped -> byte."""
+    if NATIVE:
+        if FP8_BIAS == 7:
+            return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+        else:
+            return x.to(tl.float8e4b8).to(tl.uint8, bitcast=True)
+    else:
+        return encode_fp8(x, FP8_BIAS)
+
+
+@triton.jit
+def store_quantised(
+    x,  # [ROWS, BLOCK] fp32, 0 outside the row
+    y_ptr,  # bytes of the first row, at the first column
+    scale_ptr,  # scale of the first group
+    rows,  # [ROWS] int64
+    num_rows,
+    width,  # columns left, from the first one of this block
+    y_stride,
+    scale_stride,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,  # divides BLOCK
+    FP8_BIAS: tl.constexpr,
+    NATIVE: tl.constexpr,
+):
+    """Write rows as fp8 with a scale per GROUP columns: max(|x|, 1e-4) / largest value; then x times its reciprocal."""
+    NUM_GROUPS: tl.constexpr = BLOCK // GROUP
+    largest = 448.0 if FP8_BIAS == 7 else 240.0
+    grouped = tl.reshape(x, (ROWS, NUM_GROUPS, GROUP))
+    amax = tl.maximum(tl.max(tl.abs(grouped), 2), SMALLEST_AMAX)
+    scale = tl.div_rn(amax, tl.full(amax.shape, largest, tl.float32))
+    inverse = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)
+    value = grouped * inverse[:, :, None]
+    # The product may end one ulp beyond the largest value, where fnuz casts make NaN. NaN itself must pass.
+    value = tl.where(value > largest, largest, tl.where(value < -largest, -largest, value))
+    codes = tl.reshape(to_fp8(value, FP8_BIAS, NATIVE), (ROWS, BLOCK))
+    columns, groups = tl.arange(0, BLOCK), tl.arange(0, NUM_GROUPS)
+    inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
+    tl.store(y_ptr + rows[:, None] * y_stride + columns[None, :], codes, mask=inside)
+    inside = (rows < num_rows)[:, None] & (groups * GROUP < width)[None, :]
+    tl.store(scale_ptr + rows[:, None] * scale_stride + groups[None, :], scale, mask=inside)
+
+
+@triton.jit
+def silu(x):
+    """x / (1 + exp(-x)), fp32; exp overflows to infinity for very negative x, and the quotient to 0."""
+    return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def matrix_operand(x, FP8_BIAS: tl.constexpr, NATIVE: tl.constexpr):
+    """A tile as tl.dot takes it. fp8 bytes become the native type; without one bf16, which holds every code exactly."""
+    if FP8_BIAS == 0:
+        return x
+    elif NATIVE:
+        if FP8_BIAS == 7:
+            return x.to(tl.float8e4nv, bitcast=True)
+        else:
+            return x.to(tl.float8e4b8, bitcast=True)
+    else:
+        return decode_fp8(x, FP8_BIAS, False).to(tl.bfloat16)
+
+
+@triton.jit
+def tile_of(pid, num_m, num_n, NUM_XCDS: tl.constexpr, GROUP_M: tl.constexpr):
+    """(tile along M, tile along N) of a program.
+
+    Hardware deals programs to dies in turn, so each die first gets a run of neighbouring tiles: they share its L2 cache. Within
+    a run GROUP_M row tiles walk along N together, so that a column tile of weights is read once for all of them.
+    """
+    num_tiles = num_m * num_n
+    if NUM_XCDS > 1:
+        share, rest = num_tiles // NUM_XCDS, num_tiles % NUM_XCDS
+        die = pid % NUM_XCDS
+        pid = die * share + tl.minimum(die, rest) + pid // NUM_XCDS
+    group = pid // (GROUP_M * num_n)
+    first_m = group * GROUP_M
+    rows = tl.minimum(num_m - first_m, GROUP_M)
+    within = pid - group * GROUP_M * num_n
+    return first_m + within % rows, within // rows
+
+
+def split_plan(arch: Arch, num_columns: int, depth: int, block_k: int) -> tuple[int, int]:
+    """(K of a split, number of splits) of a product [M, K] x [num_columns, K]: a function of the weight alone.
+
+    A few rows make only num_columns / 64 tiles. Splits along K bring them to two per compute unit, which hides the latency of
+    the weights; below 512 of K the partial sums would cost as much as the weights.
+    """
+    tiles = triton.cdiv(num_columns, 64)
+    wanted = max(1, min(triton.cdiv(2 * arch.num_cus, tiles), depth // 512))
+    split_len = triton.cdiv(triton.cdiv(depth, block_k), wanted) * block_k
+    return max(split_len, block_k), max(1, triton.cdiv(depth, max(split_len, block_k)))
+
+
+@triton.jit
+def add_splits_kernel(
+    y_ptr,  # [M, N]
+    partial_ptr,  # [SPLITS, M, N] fp32
+    bias_ptr,  # [N], or None
+    M,
+    N,
+    y_stride,
+    SPLITS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Split: one program per row and BLOCK columns.
+    Traffic: each partial sum is read once.
+    Why: added in the order of the splits, as a program does that keeps them all to itself.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < N
+    total = tl.zeros([BLOCK], tl.float32)
+    for split in tl.static_range(SPLITS):
+        total += tl.load(partial_ptr + (split * M.to(tl.int64) + row) * N + columns, mask=inside, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + row * y_stride + columns, total.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def add_splits(arch: Arch, y: torch.Tensor, partial: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """y [M, N] = sum of partial [SPLITS, M, N] + bias."""
+    num_splits, m, n = partial.shape
+    add_splits_kernel[(m, triton.cdiv(n, 256))](
+        y,
+        partial,
+        bias,
+        m,
+        n,
+        y.stride(0),
+        SPLITS=num_splits,
+        HAS_BIAS=bias is not None,
+        BLOCK=256,
+        **options(arch, num_warps=1),
+    )
