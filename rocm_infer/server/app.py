@@ -11,12 +11,14 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 
+import msgspec
 from aiohttp import web
 
-from rocm_infer.server import info, native, openai
+from rocm_infer.server import info, native, openai, openapi, page, schema
 from rocm_infer.server.body import CALL, SERVICE
 from rocm_infer.server.errors import ApiError, from_http, internal_error
 from rocm_infer.server.openai import STREAMS
+from rocm_infer.server.openapi import Route
 from rocm_infer.server.service import Call, Service
 from rocm_infer.server.sse import OpenStreams
 from rocm_infer.text.chat import ChatError
@@ -24,8 +26,37 @@ from rocm_infer.text.chat import ChatError
 log = logging.getLogger("rocm_infer.server")
 access_log = logging.getLogger("rocm_infer.access")
 
-OPEN_PATHS = frozenset(("/health", "/health_generate", "/ready", "/live", "/ping", "/metrics"))
+OPEN_PATHS = frozenset(("/health", "/health_generate", "/ready", "/live", "/ping", "/metrics", "/"))
 MAX_ID_LEN = 128
+
+
+ROUTES = (
+    Route("GET", "/", page.chat_page, "A chat page"),
+    Route("POST", "/v1/chat/completions", openai.chat_completions, "Answer a conversation", schema.ChatRequest),
+    Route("POST", "/v1/completions", openai.completions, "Continue text", schema.CompletionRequest),
+    Route("GET", "/v1/models", info.models, "The served models"),
+    Route("GET", "/v1/models/{name:.+}", info.model, "One model"),
+    Route("POST", "/tokenize", info.tokenize, "Text or messages to token ids", schema.TokenizeRequest),
+    Route("POST", "/v1/tokenize", info.tokenize, "Text or messages to token ids", schema.TokenizeRequest),
+    Route("POST", "/detokenize", info.detokenize, "Token ids to text", schema.DetokenizeRequest),
+    Route("POST", "/v1/detokenize", info.detokenize, "Token ids to text", schema.DetokenizeRequest),
+    Route("POST", "/generate", native.generate, "Continue text, SGLang's native form", schema.NativeRequest),
+    Route("PUT", "/generate", native.generate, "Continue text, SGLang's native form", schema.NativeRequest),
+    Route("GET", "/flush_cache", native.flush_cache, "Forget cached prefixes"),
+    Route("POST", "/flush_cache", native.flush_cache, "Forget cached prefixes"),
+    Route("POST", "/abort_request", native.abort_request, "Abort by request id", schema.AbortBody),
+    Route("GET", "/health", info.health, "Ready, and the engine answers"),
+    Route("GET", "/health_generate", info.health, "Same as /health"),
+    Route("GET", "/ready", info.ready, "New work is accepted"),
+    Route("GET", "/live", info.live, "The process is up"),
+    Route("GET", "/ping", info.health, "Same as /health"),
+    Route("GET", "/model_info", info.model_info, "The model"),
+    Route("GET", "/get_model_info", info.model_info, "The model"),
+    Route("GET", "/server_info", info.server_info, "Settings and statistics"),
+    Route("GET", "/get_server_info", info.server_info, "Settings and statistics"),
+    Route("GET", "/version", info.version, "The version"),
+    Route("GET", "/metrics", info.metrics, "Prometheus metrics"),
+)
 
 
 def build_app(service: Service, streams: OpenStreams | None = None) -> web.Application:
@@ -35,35 +66,15 @@ def build_app(service: Service, streams: OpenStreams | None = None) -> web.Appli
     app[STREAMS] = streams or OpenStreams()
     app.on_response_prepare.append(_add_headers)
     app.cleanup_ctx.append(_watch_streams)
-    app.add_routes(
-        [
-            web.post("/v1/chat/completions", openai.chat_completions),
-            web.post("/v1/completions", openai.completions),
-            web.get("/v1/models", info.models),
-            web.get("/v1/models/{name:.+}", info.model),
-            web.post("/tokenize", info.tokenize),
-            web.post("/v1/tokenize", info.tokenize),
-            web.post("/detokenize", info.detokenize),
-            web.post("/v1/detokenize", info.detokenize),
-            web.post("/generate", native.generate),
-            web.put("/generate", native.generate),
-            web.get("/flush_cache", native.flush_cache),
-            web.post("/flush_cache", native.flush_cache),
-            web.post("/abort_request", native.abort_request),
-            web.get("/health", info.health),
-            web.get("/health_generate", info.health),
-            web.get("/ready", info.ready),
-            web.get("/live", info.live),
-            web.get("/ping", info.health),
-            web.get("/model_info", info.model_info),
-            web.get("/get_model_info", info.model_info),
-            web.get("/server_info", info.server_info),
-            web.get("/get_server_info", info.server_info),
-            web.get("/version", info.version),
-            web.get("/metrics", info.metrics),
-        ]
-    )
+    document = msgspec.json.encode(openapi.document(ROUTES))
+    app.router.add_get("/openapi.json", lambda _: _raw(document))
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, route.handler)
     return app
+
+
+async def _raw(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json")
 
 
 async def _watch_streams(app: web.Application) -> AsyncIterator[None]:
@@ -107,7 +118,8 @@ async def _shared(request: web.Request, handler: object) -> web.StreamResponse:
         service.metrics.responded(status)
         milliseconds = 1000 * (time.perf_counter() - call.started)
         fields = {"method": request.method, "path": request.path, "status": status, "ms": round(milliseconds, 1), "id": call.id}
-        access_log.info("%(method)s %(path)s %(status)s %(ms)s ms %(id)s", fields, extra={"fields": fields})
+        level = logging.DEBUG if request.path in OPEN_PATHS and status == 200 else logging.INFO
+        access_log.log(level, "%(method)s %(path)s %(status)s %(ms)s ms %(id)s", fields, extra={"fields": fields})
 
 
 async def _answer(request: web.Request, handler: object, service: Service, call: Call) -> web.StreamResponse:

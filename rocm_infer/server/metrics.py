@@ -73,13 +73,15 @@ class _EngineCollector(Collector):
 
 
 class _BothNames(Collector):
-    """Everything in a registry, then the same again under vLLM's names."""
+    """Everything in a registry, then the same again under vLLM's names. Creation times, which nobody asks for, are left out."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
     def collect(self) -> Iterable[Metric]:
         families = list(self._registry.collect())
+        for family in families:
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
         return [*families, *map(_alias, families)]
 
 

@@ -176,7 +176,7 @@ def test_a_port_in_use(checkpoint: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(not HAS_EMBEDDED, reason="the embedded model has not been trained yet")
+@pytest.mark.skipif(not HAS_EMBEDDED, reason="the embedded model is not in this checkout")
 def test_the_embedded_model_answers() -> None:
     with server_of() as server, server.client() as client:
         assert [model.id for model in client.models.list()] == [EMBEDDED_MODEL]

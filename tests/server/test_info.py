@@ -148,3 +148,36 @@ def test_metrics() -> None:
 def test_the_server_needs_no_torch() -> None:
     code = "import rocm_infer.server.lifecycle, rocm_infer.cli, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_openapi_document_lists_every_route() -> None:
+    async def scenario(server: Harness) -> None:
+        _, document = await server.get("/openapi.json")
+        assert document["openapi"].startswith("3.1")
+        served = {(resource.method.lower(), resource.resource.canonical) for resource in server.runner.app.router.routes()}
+        served = {(method, path) for method, path in served if method != "head" and path != "/openapi.json"}
+        listed = {(method, path) for path, methods in document["paths"].items() for method in methods}
+        assert listed == served
+        schemas = document["components"]["schemas"]
+        chat = schemas["ChatRequest"]
+        assert chat["required"] == ["messages"]
+        assert "max_completion_tokens" in chat["properties"]
+        for methods in document["paths"].values():
+            for operation in methods.values():
+                reference = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+                assert reference is None or reference["$ref"].rsplit("/", 1)[1] in schemas
+
+    run(scenario)
+
+
+def test_the_chat_page_loads_nothing_from_elsewhere() -> None:
+    async def scenario(server: Harness) -> None:
+        async with server.http.get(server.url + "/") as response:
+            assert response.status == 200
+            assert response.content_type == "text/html"
+            assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+            text = await response.text()
+        assert "<title>rocm_infer</title>" in text
+        assert "://" not in text
+
+    run(scenario, api_key=("k",))
