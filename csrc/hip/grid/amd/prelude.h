@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// What kernels need of HIP, for a clang that has AMDGPU and no ROCm file at all. With GRID_USE_ROCM_HEADERS the same sources
+// compile against the real hip_runtime.h instead.
+#pragma once
+
+#ifdef GRID_USE_ROCM_HEADERS
+#include <hip/hip_runtime.h>
+#else
+#define __global__ __attribute__((global))
+#define __device__ __attribute__((device))
+#define __shared__ __attribute__((shared))
+#endif
+
+// The second number is waves per SIMD at least: 1 leaves the whole register file to the kernel.
+#define GRID_KERNEL(threads) \
+    __global__ __attribute__((amdgpu_flat_work_group_size(1, threads), visibility("protected")))
+#define GRID_DEVICE __device__ inline __attribute__((always_inline))
+#define GRID_SITE
+#define GRID_SITE_AFTER
+#define GRID_PASS_SITE
+#define GRID_SITE_ARG
+#define GRID_SHARED(type, name, count) __shared__ __attribute__((aligned(16))) type name[count]
+#define GRID_DYNAMIC_SHARED(type, name)                                         \
+    extern __shared__ __attribute__((aligned(16))) char grid_dynamic_shared[]; \
+    type* name = reinterpret_cast<type*>(grid_dynamic_shared)
+#define GRID_UNROLL _Pragma("unroll")
+
+namespace grid {
+
+#if defined(__GFX9__)
+constexpr int kWave = 64;
+#else
+constexpr int kWave = 32;
+#endif
+constexpr bool kOnDevice = true;
+
+GRID_DEVICE int thread_x() { return __builtin_amdgcn_workitem_id_x(); }
+GRID_DEVICE int block_x() { return __builtin_amdgcn_workgroup_id_x(); }
+GRID_DEVICE int block_y() { return __builtin_amdgcn_workgroup_id_y(); }
+GRID_DEVICE int block_z() { return __builtin_amdgcn_workgroup_id_z(); }
+GRID_DEVICE int num_threads() { return __builtin_amdgcn_workgroup_size_x(); }
+GRID_DEVICE int lane() { return __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0u)) & (kWave - 1); }
+// Blocks are one-dimensional, so a wave's number is the same in all its lanes: say so, and addresses become scalar.
+GRID_DEVICE int wave() { return __builtin_amdgcn_readfirstlane(thread_x() / kWave); }
+GRID_DEVICE int num_waves() { return (num_threads() + kWave - 1) / kWave; }
+
+GRID_DEVICE void sync() {
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+    __builtin_amdgcn_s_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+
+// LDS accesses of one wave happen in program order; only the compiler has to be held back.
+GRID_DEVICE void wave_sync() {
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
+    __builtin_amdgcn_wave_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "wavefront");
+}
+
+template <class T>
+GRID_DEVICE T shfl(T value, int source) {
+    static_assert(sizeof(T) % 4 == 0, "shfl moves whole 32-bit words");
+    int words[sizeof(T) / 4];
+    __builtin_memcpy(words, &value, sizeof(T));
+    for (int& word : words) word = __builtin_amdgcn_ds_bpermute(source * 4, word);
+    __builtin_memcpy(&value, words, sizeof(T));
+    return value;
+}
+
+GRID_DEVICE unsigned long long ballot(bool predicate) {
+#if defined(__GFX9__)
+    return __builtin_amdgcn_ballot_w64(predicate);
+#else
+    return __builtin_amdgcn_ballot_w32(predicate);
+#endif
+}
+
+template <class T>
+GRID_DEVICE T atomic_add(T* address, T value) {
+    return __hip_atomic_fetch_add(address, value, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+}
+template <class T>
+GRID_DEVICE T atomic_max(T* address, T value) {
+    return __hip_atomic_fetch_max(address, value, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+}
+
+GRID_DEVICE float exp(float x) { return __builtin_expf(x); }
+GRID_DEVICE float log(float x) { return __builtin_logf(x); }
+GRID_DEVICE float rsqrt(float x) { return __builtin_amdgcn_rsqf(x); }
+GRID_DEVICE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+GRID_DEVICE int popcount(unsigned long long bits) { return __builtin_popcountll(bits); }
+
+}  // namespace grid

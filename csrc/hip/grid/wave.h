@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reductions over a wave and over a block. Their order depends on the number of threads alone, so results reproduce.
+#pragma once
+
+namespace grid {
+
+GRID_DEVICE float larger(float a, float b) { return a > b ? a : b; }
+template <class T>
+GRID_DEVICE T larger(T a, T b) {
+    return a > b ? a : b;
+}
+template <class T>
+GRID_DEVICE T smaller(T a, T b) {
+    return a < b ? a : b;
+}
+
+// Over `width` neighbouring lanes, a power of two; every lane receives the result.
+template <class T, class Combine>
+GRID_DEVICE T lanes_reduce(T value, int width, Combine combine GRID_SITE_AFTER) {
+    for (int step = 1; step < width; step *= 2) value = combine(value, shfl(value, lane() ^ step GRID_PASS_SITE));
+    return value;
+}
+
+template <class T>
+GRID_DEVICE T wave_sum(T value GRID_SITE_AFTER) {
+    return lanes_reduce(value, kWave, [](T a, T b) { return a + b; } GRID_PASS_SITE);
+}
+
+template <class T>
+GRID_DEVICE T wave_max(T value GRID_SITE_AFTER) {
+    return lanes_reduce(value, kWave, [](T a, T b) { return larger(a, b); } GRID_PASS_SITE);
+}
+
+// The sum over the lanes before this one.
+template <class T>
+GRID_DEVICE T wave_sum_before(T value GRID_SITE_AFTER) {
+    T total = value;
+    for (int step = 1; step < kWave; step *= 2) {
+        T other = shfl(total, lane() >= step ? lane() - step : lane() GRID_PASS_SITE);
+        if (lane() >= step) total += other;
+    }
+    return total - value;
+}
+
+// LDS is sized for the smallest wave: the host half of a launch does not know which chip it is for.
+constexpr int kMaxWaves = 32;
+
+// Over the block; every thread receives the result. `parts` may be used again after the next sync().
+template <class T, class Combine>
+GRID_DEVICE T block_reduce(T value, T (&parts)[kMaxWaves], Combine combine GRID_SITE_AFTER) {
+    value = lanes_reduce(value, kWave, combine GRID_PASS_SITE);
+    if (num_waves() == 1) return value;
+    if (lane() == 0) parts[wave()] = value;
+    sync(GRID_SITE_ARG);
+    T total = parts[0];
+    for (int w = 1; w < num_waves(); ++w) total = combine(total, parts[w]);
+    return total;
+}
+
+template <class T>
+GRID_DEVICE T block_sum(T value, T (&parts)[kMaxWaves] GRID_SITE_AFTER) {
+    return block_reduce(value, parts, [](T a, T b) { return a + b; } GRID_PASS_SITE);
+}
+
+template <class T>
+GRID_DEVICE T block_max(T value, T (&parts)[kMaxWaves] GRID_SITE_AFTER) {
+    return block_reduce(value, parts, [](T a, T b) { return larger(a, b); } GRID_PASS_SITE);
+}
+
+}  // namespace grid

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build and install the package with its HIP kernels, on any machine.
+
+python setup_rocm.py build      kernel libraries in build/hip: host, AMD machine code, CUDA where nvcc is
+python setup_rocm.py install    the same, then installs the package with them inside
+python setup_rocm.py wheel      the same, then a wheel in dist/ that needs no compiler where it is installed
+
+AMDGPU_TARGET=gfx942,gfx950 chooses the chips; else the AMD GPU present; else all that are supported.
+REQUIRE=hip makes missing AMD machine code an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from rocm_infer.hip.build import ROOT, BuildError, build, find_tools, visible_targets
+
+PACKAGED = ROOT / "rocm_infer" / "hip" / "lib"
+
+
+def build_all(jobs: int) -> Path:
+    """Everything this machine can build; says what that is."""
+    tools, targets = find_tools(), visible_targets()
+    print(f"tools found\n{tools}")
+    goals = ["host", "bind"]
+    if tools.clang:
+        goals.append("code_objects")
+        print(f"building: host kernels, AMD machine code for {', '.join(targets)}")
+    elif os.environ.get("REQUIRE") == "hip":
+        raise BuildError("REQUIRE=hip: no clang with AMDGPU was found: pip install ziglang")
+    else:
+        print("building: host kernels only, there is no clang with AMDGPU")
+    if tools.nvcc:
+        goals.append("cuda")
+        print("building: CUDA kernels, for development")
+    return build(tuple(goals), targets=targets, jobs=jobs, tools=tools)
+
+
+def package(folder: Path) -> None:
+    """Copy what runs, and nothing that only the build needs, into the package."""
+    shutil.rmtree(PACKAGED, ignore_errors=True)
+    PACKAGED.mkdir(parents=True)
+    for file in [*folder.glob("*.so"), *folder.glob("code_objects/*/*.co")]:
+        place = PACKAGED / file.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, place)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("build", "install", "wheel"))
+    parser.add_argument("--inplace", action="store_true", help="with build: also put the libraries into the checkout's package")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    try:
+        folder = build_all(args.jobs)
+    except BuildError as error:
+        sys.exit(f"setup_rocm.py: {error}")
+    print(f"built: {folder}")
+    if args.command == "build" and not args.inplace:
+        return
+    package(folder)
+    if args.command == "build":
+        return
+    pip = {"install": ["install", "--no-deps", str(ROOT)], "wheel": ["wheel", "--no-deps", "-w", str(ROOT / "dist"), str(ROOT)]}
+    try:
+        subprocess.run([sys.executable, "-m", "pip", *pip[args.command]], check=True)
+    finally:
+        shutil.rmtree(PACKAGED)
+
+
+if __name__ == "__main__":
+    main()
