@@ -65,7 +65,7 @@ template <class Kernels>
 int launch_norm(const Args& args, const Tensor& y, const Tensor& scale, const Tensor& x, const Tensor* residual, const Tensor& weight) {
     i64 width = x.size[1], group = args.integer(1);
     if (width > 1 << 30) return fail(args, "x: expected rows of at most 2^30 elements, got %lld", width);
-    if (int refused = check_row_out(args, y, scale, x, group)) return refused;
+    if (int refused = check_row_out(args, y, scale, x.type, width, group)) return refused;
     bool wide = aligned(x, width, 16) && aligned(weight, width, 16) && aligned(y, width, group ? 16 / item_size(x.type) : 16);
     if (residual) wide = wide && aligned(*residual, width, 16);
     return by_float_type(args, x, [&](auto element) {

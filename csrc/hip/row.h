@@ -7,6 +7,7 @@
 namespace grid {
 
 constexpr float kSmallestAmax = 1e-4f;
+constexpr int kMostGroups = 12 * 1024;  // a table of them fits into LDS
 
 // Where the largest magnitude of a group comes from: neighbouring lanes, the whole block, or a table in LDS for the odd sizes.
 enum class Groups : int { kNone, kLanes, kRow, kTable };
@@ -43,12 +44,11 @@ inline i64 table_bytes(const RowOut& out, i64 width) {
     return out.groups == Groups::kTable ? ceil_div(width, out.group) * 4 : 0;
 }
 
-inline int check_row_out(const Args& args, const Tensor& y, const Tensor& scale, const Tensor& x, i64 group) {
+inline int check_row_out(const Args& args, const Tensor& y, const Tensor& scale, int type, i64 width, i64 group) {
     if (group < 0) return fail(args, "fp8 output: expected group > 0, got %lld", group);
     if (group && (!scale || !is_fp8(y))) return fail(args, "fp8 output: expected out_dtype float8_e4m3fn or float8_e4m3fnuz, got type code %d", y.type);
-    if (!group && y.type != x.type) return fail(args, "out_dtype: expected the type of x without group, got type code %d", y.type);
-    if (ceil_div(x.size[x.rank - 1], group ? group : 1) > 12 * 1024 && group)
-        return fail(args, "group: expected at most 12288 groups in a row, got %lld", ceil_div(x.size[x.rank - 1], group));
+    if (!group && y.type != type) return fail(args, "out_dtype: expected the type of x without group, got type code %d", y.type);
+    if (group && ceil_div(width, group) > kMostGroups) return fail(args, "group: expected at most %d groups in a row, got %lld", kMostGroups, ceil_div(width, group));
     return 0;
 }
 
