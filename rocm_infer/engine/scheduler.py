@@ -102,11 +102,10 @@ class Scheduler:
 
     def schedule(self) -> Step | None:
         """The next step, or None if there is nothing to do."""
-        preemptions = self.counters["preemptions"]
         self._grow_decodes()
         budget = max(1, self.max_step_tokens - len(self.decoding))
         chunks = self._continue_prompts(budget)
-        if self.num_waiting and not self.is_blocked and self.counters["preemptions"] == preemptions:
+        if self.num_waiting and not self.is_blocked:
             self._admit(chunks, budget - sum(chunk.num_tokens for chunk in chunks))
         if not self.decoding and not chunks:
             return None
