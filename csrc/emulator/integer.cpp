@@ -17,6 +17,19 @@ template <class Signature, class F> Entry short3(F) {
   return {L::run, Class::Valu, kOpSel, L::widths()};
 }
 
+/// With the clamp modifier the result saturates instead of wrapping. Wide: a type that holds the exact result.
+template <class T, class Wide, class F> void wrap_or_clamp(Wave& w, const Instruction& in) {
+  constexpr auto wrap = [](T a, T b) { return T(F()(Wide(a), Wide(b))); };
+  constexpr auto saturate = [](T a, T b) {
+    return T(std::clamp<Wide>(F()(Wide(a), Wide(b)), std::numeric_limits<T>::min(), std::numeric_limits<T>::max()));
+  };
+  if (in.clamp) Lanewise<T(T, T), decltype(saturate)>::run(w, in);
+  else Lanewise<T(T, T), decltype(wrap)>::run(w, in);
+}
+template <class T, class Wide, class F> Entry clampable(F) {
+  return {wrap_or_clamp<T, Wide, F>, Class::Valu, kDpp | kSdwa | kClamp, {1, 1, 1}};
+}
+
 u32 reverse(u32 a) {
   u32 r = 0;
   for (int i = 0; i < 32; ++i) r |= (a >> i & 1) << (31 - i);
@@ -104,11 +117,11 @@ template <class T> void bitop3(Wave& w, const Instruction& in) {
 
 void add_integer(Table& t) {
   // 32-bit arithmetic
-  t.add("v_add_u32", alu<u32(u32, u32)>([](u32 a, u32 b) { return a + b; }));
-  t.add("v_sub_u32", alu<u32(u32, u32)>([](u32 a, u32 b) { return a - b; }));
-  t.add("v_subrev_u32", alu<u32(u32, u32)>([](u32 a, u32 b) { return b - a; }));
-  t.add("v_add_i32", alu<u32(u32, u32)>([](u32 a, u32 b) { return a + b; }, 0));
-  t.add("v_sub_i32", alu<u32(u32, u32)>([](u32 a, u32 b) { return a - b; }, 0));
+  t.add("v_add_u32", clampable<u32, i64>([](i64 a, i64 b) { return a + b; }));
+  t.add("v_sub_u32", clampable<u32, i64>([](i64 a, i64 b) { return a - b; }));
+  t.add("v_subrev_u32", clampable<u32, i64>([](i64 a, i64 b) { return b - a; }));
+  t.add("v_add_i32", clampable<i32, i64>([](i64 a, i64 b) { return a + b; }));
+  t.add("v_sub_i32", clampable<i32, i64>([](i64 a, i64 b) { return a - b; }));
   t.add("v_add3_u32", alu<u32(u32, u32, u32)>([](u32 a, u32 b, u32 c) { return a + b + c; }));
   t.add("v_add_lshl_u32", alu<u32(u32, u32, u32)>([](u32 a, u32 b, u32 c) { return (a + b) << (c & 31); }));
   t.add("v_lshl_add_u32", alu<u32(u32, u32, u32)>([](u32 a, u32 b, u32 c) { return (a << (b & 31)) + c; }));
@@ -177,9 +190,9 @@ void add_integer(Table& t) {
   t.add("v_bitop3_b16", {bitop3<u16>, Class::Valu, kOpSel, {1, 1, 1, 1}});
 
   // 16-bit
-  t.add("v_add_u16", alu<u16(u16, u16)>([](u16 a, u16 b) { return u16(a + b); }));
-  t.add("v_sub_u16", alu<u16(u16, u16)>([](u16 a, u16 b) { return u16(a - b); }));
-  t.add("v_subrev_u16", alu<u16(u16, u16)>([](u16 a, u16 b) { return u16(b - a); }));
+  t.add("v_add_u16", clampable<u16, i32>([](i32 a, i32 b) { return a + b; }));
+  t.add("v_sub_u16", clampable<u16, i32>([](i32 a, i32 b) { return a - b; }));
+  t.add("v_subrev_u16", clampable<u16, i32>([](i32 a, i32 b) { return b - a; }));
   t.add("v_mul_lo_u16", alu<u16(u16, u16)>([](u16 a, u16 b) { return u16(u32(a) * b); }));
   t.add("v_lshlrev_b16", alu<u16(u16, u16)>([](u16 a, u16 b) { return u16(b << (a & 15)); }));
   t.add("v_lshrrev_b16", alu<u16(u16, u16)>([](u16 a, u16 b) { return u16(b >> (a & 15)); }));
