@@ -14,28 +14,41 @@ std::string hex(u64 x) {
   return buf;
 }
 
-/// Two accesses of one dword race if one writes, they come from different waves, and no barrier lies between them.
+/// Two accesses of one dword race if one writes, they come from different waves, and no barrier lies between them. Writing the
+/// value that is already there is tolerated. mask: bytes of the dword; data: what a Write is about to store in the first of them.
+void check_dword(Wave& w, const Instruction& in, LdsShadow& s, u32 byte, u32 n, u8 mask, const u8* data, Touch touch) {
+  Group& g = *w.group;
+  const bool other_wrote = s.writer >= 0 && s.writer != w.id && (s.written & mask);
+  if (touch == Touch::Read) {
+    if (other_wrote) fail(w, in, "LDS race at " + hex(byte) + ": wave " + std::to_string(w.id) + " reads what wave " + std::to_string(s.writer) + " wrote since the last barrier");
+    s.readers |= u16(1u << w.id);
+    s.read |= mask;
+    return;
+  }
+  const bool both_atomic = touch == Touch::Atomic && s.atomic;
+  const bool same = touch == Touch::Write && std::memcmp(&g.lds[byte], data, n) == 0;
+  const bool other_read = (s.readers & ~(1u << w.id)) && (s.read & mask);
+  if (!both_atomic && !same && (other_wrote || other_read))
+    fail(w, in, "LDS race at " + hex(byte) + ": wave " + std::to_string(w.id) + " writes what another wave " + (other_wrote ? "wrote" : "read") + " since the last barrier");
+  if (!same || s.writer < 0) s.writer = i8(w.id);
+  s.written |= mask;
+  s.atomic = touch == Touch::Atomic;
+}
+
 void check_race(Wave& w, const Instruction& in, u32 address, u32 size, const u8* data, Touch touch) {
   Group& g = *w.group;
+  const u16 me = u16(1u << w.id);
   for (u32 byte = address; byte < address + size;) {
     LdsShadow& s = g.shadow[byte / 4];
     const u32 n = std::min(4 - byte % 4, address + size - byte);
     const u8 mask = u8(((1u << n) - 1) << (byte % 4));
-    if (s.epoch != g.epoch) s = {g.epoch, -1, 0, 0, false, 0};
-    const bool other_wrote = s.writer >= 0 && s.writer != w.id && (s.written & mask);
-    if (touch == Touch::Read) {
-      if (other_wrote) fail(w, in, "LDS race at " + hex(byte) + ": wave " + std::to_string(w.id) + " reads what wave " + std::to_string(s.writer) + " wrote since the last barrier");
-      s.readers |= u16(1u << w.id);
+    if (s.epoch != g.epoch) {  // the first access since the barrier: nothing to compare with
+      s = touch == Touch::Read ? LdsShadow{g.epoch, -1, 0, mask, false, me} : LdsShadow{g.epoch, i8(w.id), mask, 0, touch == Touch::Atomic, 0};
+    } else if (touch == Touch::Read && s.writer < 0) {
+      s.readers |= me;
       s.read |= mask;
     } else {
-      const bool both_atomic = touch == Touch::Atomic && s.atomic;
-      const bool same = touch == Touch::Write && std::memcmp(&g.lds[byte], data + (byte - address), n) == 0;
-      const bool other_read = (s.readers & ~(1u << w.id)) && (s.read & mask);
-      if (!both_atomic && !same && (other_wrote || other_read))
-        fail(w, in, "LDS race at " + hex(byte) + ": wave " + std::to_string(w.id) + " writes what another wave " + (other_wrote ? "wrote" : "read") + " since the last barrier");
-      if (!same || s.writer < 0) s.writer = i8(w.id);
-      s.written |= mask;
-      s.atomic = touch == Touch::Atomic;
+      check_dword(w, in, s, byte, n, mask, data + (byte - address), touch);
     }
     byte += n;
   }
