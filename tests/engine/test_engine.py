@@ -193,7 +193,7 @@ def test_scoring_a_prompt_without_output(length: int) -> None:
 def test_scores_survive_a_preemption_in_the_middle_of_the_prompt() -> None:
     engine = toy_engine(max_total_tokens=64, chunked_prefill_size=4, schedule_conservativeness=0.0)
     older = request("older", [4] * 8, max_tokens=40, ignore_eos=True)
-    scored = request("scored", (PROMPT * 6)[:56], max_tokens=2, prompt_logprobs=1, ignore_eos=True)
+    scored = request("scored", (PROMPT * 6)[:48], max_tokens=2, prompt_logprobs=1, ignore_eos=True)
     outputs = run(engine, older, scored)
     assert engine.stats()["preemptions"] > 0
     assert result_of(outputs["scored"]) == alone(scored)
