@@ -47,9 +47,7 @@ class Builder:
         modules = [modules] if isinstance(modules, str) else list(modules)
         outs = [outs] if isinstance(outs, int) else list(outs)
         parts = [self._matrix(module, out, width) for module, out in zip(modules, outs)]
-        offset = (
-            torch.cat([self.source.take(f"{m}.bias", (n,)).to(self.dtype) for m, n in zip(modules, outs)]) if bias else None
-        )
+        offset = _stack([self.source.take(f"{m}.bias", (n,)).to(self.dtype) for m, n in zip(modules, outs)]) if bias else None
         weight, scale = self._fused(parts)
         offset, scale = (None if part is None else self._keep(part) for part in (offset, scale))
         return Linear(self.ops, self._matmul_weight(weight), offset, scale)
@@ -102,10 +100,10 @@ class Builder:
         scales = [scale for _, scale in parts if scale is not None]
         aligned = all(weight.shape[0] % BLOCK == 0 for weight, _ in parts[:-1])
         if len(scales) == len(parts) and aligned and self.device.type != "cpu":
-            weight, scale = torch.cat([weight for weight, _ in parts]), torch.cat([scale.float() for scale in scales])
+            weight, scale = _stack([weight for weight, _ in parts]), _stack([scale.float() for scale in scales])
             return to_fnuz(weight, scale) if self.fnuz else (weight, scale)
         plain = [self._plain(*part) for part in parts]
-        return (plain[0] if len(plain) == 1 else torch.cat(plain)), None
+        return (plain[0] if len(plain) == 1 else _stack(plain)), None
 
     def _plain(self, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         # A copy even if the type is right: the source is a mapped file, which may change or lie at an odd address.
@@ -122,3 +120,10 @@ class Builder:
             return tensor
         self.weight_bytes += tensor.nbytes
         return tensor.to(self.device).contiguous()
+
+
+def _stack(parts: list[torch.Tensor]) -> torch.Tensor:
+    """torch.cat. On the meta device only the shape: torch's own cat there imports its whole compiler, which takes seconds."""
+    if not parts[0].is_meta:
+        return torch.cat(parts)
+    return parts[0].new_empty((sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
