@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "grid/abi.h"
+#include "rank.h"
 
 using namespace grid;
 
@@ -13,20 +13,6 @@ struct MoeRouteParams {
     bool sigmoid, renormalise;
     float scale;
 };
-
-// A number and its id as an integer that orders by the number, of equal ones by the lowest id. No number gives 0.
-GRID_DEVICE u64 rank_key(float value, int id) {
-    u32 bits = bits_of<u32>(value + 0.0f);  // -0 becomes 0
-    u32 order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return static_cast<u64>(order) << 32 | (0xFFFFFFFFu - static_cast<u32>(id));
-}
-GRID_DEVICE int key_id(u64 key) { return static_cast<int>(0xFFFFFFFFu - static_cast<u32>(key)); }
-GRID_DEVICE float key_value(u64 key) {
-    u32 order = static_cast<u32>(key >> 32);
-    return bits_of<float>(order & 0x80000000u ? order & 0x7FFFFFFFu : ~order);
-}
-
-constexpr float kMinusInf = -__builtin_inff();
 
 // Split: one wave per token; lane l holds experts l, l + kWave, ... in registers. No LDS.
 // Traffic: the logits once. Needs: at most kOwn * kWave experts, at most kWave groups.
