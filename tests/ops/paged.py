@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import hypothesis
 import torch
 
 from tests import strategies as data
 from tests.close import EPS32, HALF_ULP
 
+# For laws that take several calls per example, or that another test's examples cover too.
+few = hypothesis.settings(max_examples=max(2, hypothesis.settings().max_examples // 5))
 FP8_LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0}
 
 

@@ -49,6 +49,7 @@ def test_agrees_with_float64(backend, device, lens, heads, sizes, page, dtype, o
     assert not got[[length == 0 for length in lens]].any()
 
 
+@paged.few
 @given(data.fp8_types, data.page_sizes, st.sampled_from([(64, 64), (80, 80), (128, 128)]), data.seeds)
 def test_fp8_cache(backend, device, fp8, page, sizes, seed):
     lens = [33, 0, 16, 1]
@@ -67,6 +68,7 @@ def test_many_splits(backend, device, length):
         check(call(backend, device, q, made, **scalars), q, made, backend, **scalars)
 
 
+@paged.few
 @given(data.page_sizes, data.seeds)
 def test_sequences_do_not_know_each_other(backend, device, page, seed):
     lens = [300, 17, 0, 64]
@@ -78,6 +80,7 @@ def test_sequences_do_not_know_each_other(backend, device, page, seed):
         assert torch.equal(call(backend, device, q[row : row + 1], alone, scale=0.125), together[row : row + 1])
 
 
+@paged.few
 @given(data.seeds)
 def test_where_pages_lie_does_not_matter(backend, device, seed):
     lens = [70, 33]

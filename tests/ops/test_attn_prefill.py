@@ -65,6 +65,7 @@ def test_agrees_with_float64(backend, device, chunks, heads, sizes, page, dtype,
     check(got, q, made, query_lens, backend, **scalars)
 
 
+@paged.few
 @given(data.fp8_types, data.page_sizes, st.sampled_from([(64, 64), (128, 128), (192, 128)]), data.seeds)
 def test_fp8_cache(backend, device, fp8, page, sizes, seed):
     query_lens, kv_lens = [17, 1], [33, 16]
@@ -83,6 +84,7 @@ def test_several_blocks_of_queries(backend, device, options):
     check(call(backend, device, q, made, query_lens, **scalars), q, made, query_lens, backend, **scalars)
 
 
+@paged.few
 @given(data.page_sizes, data.seeds)
 def test_sequences_do_not_know_each_other(backend, device, page, seed):
     query_lens, kv_lens = [40, 0, 7, 1], [60, 9, 7, 64]

@@ -131,6 +131,7 @@ def test_agrees_with_float64_and_writes_what_store_mla_writes(
     check(got, case, cache, backend, **scalars)
 
 
+@paged.few
 @given(data.ragged_lens(3), data.page_sizes, num_new, data.fp8_types, st.sampled_from([1.0, 0.125]), data.seeds)
 def test_fp8_cache(backend, device, lens, page, new, fp8, kv_scale, seed):
     case = make(lens, page, 16, new, (64, 32), torch.bfloat16, seed, fp8)
@@ -149,6 +150,7 @@ def test_real_sizes_and_many_splits(backend, device, heads, new, length):
     check(call(backend, device, case, cache, scale=0.1352338), case, cache, backend, scale=0.1352338)
 
 
+@paged.few
 @given(data.ragged_lens(3), num_new, data.seeds)
 def test_a_complete_cache_needs_no_new_rows(backend, device, lens, new, seed):
     """The two ways to call it agree: rotate and store first, or leave both to the op."""
@@ -166,6 +168,7 @@ def test_a_complete_cache_needs_no_new_rows(backend, device, lens, new, seed):
     assert (fused.float() - plain.float()).abs().amax() < 0.05 if fused.numel() else True
 
 
+@paged.few
 @given(data.page_sizes, num_new, data.seeds)
 def test_sequences_do_not_know_each_other(backend, device, page, new, seed):
     case = make([600, 17, 0, 64], page, 4, new, (64, 32), torch.bfloat16, seed)

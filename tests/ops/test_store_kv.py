@@ -87,6 +87,7 @@ def test_rope_is_fused(backend, device, tokens, heads, sizes, interleaved, dtype
         assert torch.equal(given_q[..., width:].cpu(), q[..., width:])
 
 
+@paged.few
 @given(st.sampled_from([1, 7, 16]), data.fp8_types, st.sampled_from([1.0, 0.25, 3.0]), st.booleans(), data.seeds)
 def test_fp8_cache_is_scaled_clamped_and_rounded_once(backend, device, tokens, fp8, scale, rope, seed):
     size, page = 64, 16
@@ -106,6 +107,7 @@ def test_fp8_cache_is_scaled_clamped_and_rounded_once(backend, device, tokens, f
             assert torch.equal(paged.bits(stored), paged.bits(want.float().to(fp8)))
 
 
+@paged.few
 @given(data.fp8_types)
 def test_nan_stays_nan_in_an_fp8_cache(backend, device, fp8):
     k = torch.full((1, 1, 16), float("nan"), dtype=torch.bfloat16, device=device)

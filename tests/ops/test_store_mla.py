@@ -63,6 +63,7 @@ def test_rows_arrive_rotated_and_nothing_else_changes(
     assert torch.equal(paged.bits(cache), paged.bits(untouched))
 
 
+@paged.few
 @given(data.num_tokens, sizes, data.fp8_types, st.sampled_from([1.0, 0.3]), data.seeds)
 def test_fp8_cache_without_rope(backend, device, tokens, sizes, fp8, scale, seed):
     latent, rope = sizes

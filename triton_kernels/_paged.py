@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels of the paged caches share: addresses of tokens, fp8 codes, rotary embedding, checks of a launch.
+
+fp8 caches travel as bytes. `FP8_BIAS` names the dialect inside kernels: 0 no fp8, 7 e4m3fn, 8 e4m3fnuz.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+FP8_BIASES = {torch.float8_e4m3fn: 7, torch.float8_e4m3fnuz: 8}
+# Triton's interpreter multiplies the bit patterns of bf16 operands; there they are widened first.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+def fp8_bias(cache: torch.Tensor) -> int:
+    return FP8_BIASES.get(cache.dtype, 0)
+
+
+def as_bytes(cache: torch.Tensor) -> torch.Tensor:
+    """An fp8 cache as uint8 (a view), any other as it is."""
+    return cache.view(torch.uint8) if cache.dtype in FP8_BIASES else cache
+
+
+def check_rows(op: str, **tensors: torch.Tensor | None) -> None:
+    """Kernels read rows in vectors: the last dimension must be contiguous."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"{op}: {name}: expected stride 1 in the last dimension, got {tensor.stride()}; use .contiguous()")
+
+
+def check_rope(op: str, **tensors: torch.Tensor | None) -> None:
+    """What the rotary embedding needs comes together or not at all."""
+    given = [tensor is not None for tensor in tensors.values()]
+    if any(given) and not all(given):
+        raise ValueError(f"{op}: {', '.join(tensors)}: expected all or none of them, got some")
+
+
+def check_heads(op: str, q: torch.Tensor, k_cache: torch.Tensor) -> None:
+    """Every kv head serves the same number of query heads."""
+    num_heads, num_kv_heads = q.shape[1], k_cache.shape[2]
+    if num_kv_heads == 0 or num_heads % num_kv_heads:
+        raise ValueError(f"{op}: q: expected heads a multiple of the {num_kv_heads} kv heads, got {num_heads}")
+
+
+def parts(width: int) -> tuple[int, int]:
+    """A row width as a power of two plus a padded remainder (0: none): 192 is 128 + 64, where one block would pad to 256."""
+    first = 1 << (width.bit_length() - 1)
+    rest = width - first
+    if first < 16:
+        return 16, 0
+    return first, max(16, triton.next_power_of_2(rest)) if rest else 0
+
+
+@triton.jit
+def dot(a, b, acc):
+    """acc + a @ b in fp32; fp32 operands are multiplied as such, not as tf32."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc=acc, input_precision="ieee")
+
+
+@triton.jit
+def token_offsets(pages_ptr, tokens, is_token, page_stride, token_stride, P: tl.constexpr):
+    """Element offsets (int64) of a sequence's tokens in the cache; `pages_ptr` is its row of the page table."""
+    page = tl.load(pages_ptr + tokens // P, mask=is_token).to(tl.int64)
+    return page * page_stride + (tokens % P).to(tl.int64) * token_stride
+
+
+@triton.jit
+def encode_fp8(x, FP8_BIAS: tl.constexpr):
+    """fp32 -> byte, clamped to the largest finite value, rounded to nearest even; NaN stays NaN, fnuz knows no -0.
+
+    In integers, so that it is the same on every target, also where the dialect is not native, and in the interpreter.
+    """
+    largest = 448.0 if FP8_BIAS == 7 else 240.0
+    # Adding this makes the sum's last bit the smallest fp8 step, so the addition itself rounds subnormals.
+    magic: tl.constexpr = 16384.0 if FP8_BIAS == 7 else 8192.0
+    magic_bits: tl.constexpr = 0x46800000 if FP8_BIAS == 7 else 0x46000000
+    smallest_normal: tl.constexpr = 0.015625 if FP8_BIAS == 7 else 0.0078125
+    bits = x.to(tl.uint32, bitcast=True)
+    size = tl.minimum(tl.abs(x), largest)
+    size_bits = size.to(tl.uint32, bitcast=True)
+    normal = ((size_bits + 0x7FFFF + ((size_bits >> 20) & 1)) >> 20) - ((127 - FP8_BIAS) << 3)
+    subnormal = (size + magic).to(tl.uint32, bitcast=True) - magic_bits
+    code = tl.where(size < smallest_normal, subnormal, normal)
+    sign = (bits >> 24) & 0x80
+    if FP8_BIAS == 7:
+        code = tl.where(x == x, code | sign, 0x7F)
+    else:
+        code = tl.where(x == x, tl.where(code == 0, 0, code | sign), 0x80)
+    return code.to(tl.uint8)
+
+
+@triton.jit
+def decode_fp8(code, FP8_BIAS: tl.constexpr, NATIVE: tl.constexpr):
+    """byte -> fp32. NATIVE: the target converts this dialect itself; otherwise through fp16, whose exponent is wider."""
+    if NATIVE:
+        if FP8_BIAS == 7:
+            value = code.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+        else:
+            value = code.to(tl.float8e4b8, bitcast=True).to(tl.float32)
+    else:
+        wide = code.to(tl.uint16)
+        half = (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
+        value = half.to(tl.float32) * (256.0 if FP8_BIAS == 7 else 128.0)
+        is_nan = (wide & 0x7F) == 0x7F if FP8_BIAS == 7 else wide == 0x80
+        value = tl.where(is_nan, float("nan"), value)
+    return value
+
+
+@triton.jit
+def to_cache(x, scale, FP8_BIAS: tl.constexpr):
+    """Values as the cache holds them; for fp8 divided by `scale` (correctly rounded) first."""
+    if FP8_BIAS:
+        return encode_fp8(tl.div_rn(x.to(tl.float32), scale), FP8_BIAS)
+    else:
+        return x
+
+
+@triton.jit
+def from_cache(x, dtype, FP8_BIAS: tl.constexpr, NATIVE: tl.constexpr):
+    """What the cache holds, as operands of `dtype`; fp8 codes fit exactly, their scale is applied elsewhere."""
+    if FP8_BIAS:
+        value = decode_fp8(x, FP8_BIAS, NATIVE)
+        if dtype == tl.bfloat16:
+            # Nothing to round: the upper half is the value. A cast would compare every element with NaN on gfx942.
+            return (value.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+        else:
+            return value.to(dtype)
+    else:
+        return x
+
+
+@triton.jit
+def load_angles(table_ptr, position, table_stride, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
+    """(cos, sin) [BLOCK_HALF] of one position (int64); beyond HALF the identity."""
+    i = tl.arange(0, BLOCK_HALF)
+    row_ptr = table_ptr + position * table_stride
+    cos = tl.load(row_ptr + i, mask=i < HALF, other=1.0)
+    sin = tl.load(row_ptr + HALF + i, mask=i < HALF, other=0.0)
+    return cos, sin
+
+
+@triton.jit
+def pair_columns(HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Columns that turn together: neighbours, or the same place in the two halves."""
+    i = tl.arange(0, BLOCK_HALF)
+    if INTERLEAVED:
+        return 2 * i, 2 * i + 1
+    else:
+        return i, i + HALF
+
+
+@triton.jit
+def turn(first, second, cos, sin):
+    """fp32, products and sum rounded one by one (fusion is off), so that every kernel and the reference agree in bits."""
+    first, second = first.to(tl.float32), second.to(tl.float32)
+    return first * cos - second * sin, second * cos + first * sin
+
+
+def rope_constants(table: torch.Tensor | None, interleaved: bool) -> dict[str, Any]:
+    half = 0 if table is None else table.shape[1] // 2
+    return {"HALF": half, "BLOCK_HALF": triton.next_power_of_2(max(half, 1)), "INTERLEAVED": interleaved}
