@@ -6,8 +6,6 @@
 
 namespace grid {
 
-constexpr float kMinusInf = -__builtin_inff();
-
 // Orders like the number; 0 stays below every number but NaN.
 GRID_DEVICE u32 rank_order(float value) {
     u32 bits = bits_of<u32>(value + 0.0f);  // -0 becomes 0

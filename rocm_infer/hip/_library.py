@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -158,3 +158,26 @@ def kernel(op: str, *, outputs: int, tensors: int) -> tuple[Callable[..., None],
     """(launch, supports) of an op, as ops._op expects them in a backend's module."""
     found = Kernel(op, outputs, tensors)
     return found.launch, found.supports
+
+
+SPLIT_TOKENS = 256  # kSplit in csrc/hip/decode.h
+
+
+def num_splits(dims: Mapping[str, int]) -> int:
+    """Splits that the longest sequence a page table [B, W] can hold has."""
+    return -(-dims["W"] * dims["P"] // SPLIT_TOKENS)
+
+
+def refuse_widths(widths: Mapping[str, int], most: int) -> str | None:
+    """Matrix tiles are 16 wide, and a tile of rows has to fit into LDS."""
+    for name, width in widths.items():
+        if width % 16 or width > most:
+            return f"{name}: expected a multiple of 16 and at most {most}, got {width}"
+    return None
+
+
+def refuse_wide_floats(call: Any, name: str) -> str | None:
+    """fp32 matrix instructions exist on gfx9 alone."""
+    if call.dtypes[name] != torch.float32 or call.device.type == "cpu" or _gfx(call.device.index).startswith("gfx9"):
+        return None
+    return f"{name}: expected bfloat16 or float16 on this chip, got float32"

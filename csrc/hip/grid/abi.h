@@ -52,12 +52,16 @@ int write_error(const Args& args, int code, const char* format, Values... values
     return code;
 }
 
+inline int fail(const Args& args, const char* text) { return write_error(args, kBadArgument, "%s", text); }
+
 template <class... Values>
 int fail(const Args& args, const char* format, Values... values) {
     return write_error(args, kBadArgument, format, values...);
 }
 
 // The device, or the kernel itself, is at fault.
+inline int trouble(const Args& args, const char* text) { return write_error(args, kTrouble, "%s", text); }
+
 template <class... Values>
 int trouble(const Args& args, const char* format, Values... values) {
     return write_error(args, kTrouble, format, values...);

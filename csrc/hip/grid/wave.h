@@ -4,7 +4,8 @@
 
 namespace grid {
 
-GRID_DEVICE float larger(float a, float b) { return a > b ? a : b; }
+constexpr float kMinusInf = -__builtin_inff();
+
 template <class T>
 GRID_DEVICE T larger(T a, T b) {
     return a > b ? a : b;
