@@ -82,7 +82,8 @@ def core() -> ModuleType:
     """The compiled module, built if needed."""
     path = build()
     spec = importlib.util.spec_from_file_location("_emulator", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 VECTOR, SCALAR, LITERAL, OFF = range(4)
+Decoded = tuple[Any, ...]  # an operand or an instruction as the core takes it
 _AGPR = 256
 
 _NAMED_SCALARS = {
@@ -47,7 +49,7 @@ class Symbol(NamedTuple):
 class Line(NamedTuple):
     mnemonic: str
     text: str
-    operands: list[tuple]
+    operands: list[Decoded]
     modifiers: dict[str, Any]
     label: str | None
 
@@ -55,9 +57,9 @@ class Line(NamedTuple):
 def _literal_bits(text: str, double: bool) -> tuple[int, int, int, bool]:
     """The constant as 64, 32 and 16 bit operands see it, and whether it was written as a real number."""
     if re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)", text):
-        value = int(text, 0)
-        wide = value << 32 if double and "0x" in text else value
-        return wide & (1 << 64) - 1, value & 0xFFFFFFFF, value & 0xFFFF, False
+        whole = int(text, 0)
+        wide = whole << 32 if double and "0x" in text else whole
+        return wide & (1 << 64) - 1, whole & 0xFFFFFFFF, whole & 0xFFFF, False
     value = float(text)
     if text.lstrip("-").startswith("0.15915494"):  # 1 / (2 pi), the one inline constant that is not exact
         sign = text.startswith("-")
@@ -74,7 +76,7 @@ def _hwreg(text: str) -> int:
     return 1 | offset << 6 | (size - 1) << 11
 
 
-def _operand(text: str, mnemonic: str) -> tuple:
+def _operand(text: str, mnemonic: str) -> Decoded:
     """(kind, register, dwords, signs, literal bits): signs bit 0 negate, 1 absolute value, 2 sign-extend."""
     signs, inner = 0, text
     if inner.startswith("sext(") and inner.endswith(")"):
@@ -127,7 +129,7 @@ def _dpp_sources(control: str) -> list[int]:
     if name == "row_half_mirror":
         return [lane ^ 7 for lane in lanes]
     n = int(argument)
-    within = {
+    within: dict[str, Callable[[int], int]] = {
         "row_shl": lambda i: i + n if i + n < 16 else -1,
         "row_shr": lambda i: i - n,
         "row_ror": lambda i: (i - n) % 16,
@@ -139,7 +141,7 @@ def _dpp_sources(control: str) -> list[int]:
         return [lane // 16 * 16 - 1 for lane in lanes]
     if name == "row_bcast" and n == 31:  # lane 31 to the upper half
         return [31 if lane >= 32 else -1 for lane in lanes]
-    across = {"wave_shl": lambda i: i + 1 if i < 63 else -1, "wave_shr": lambda i: i - 1,
+    across: dict[str, Callable[[int], int]] = {"wave_shl": lambda i: i + 1 if i < 63 else -1, "wave_shr": lambda i: i - 1,
               "wave_rol": lambda i: (i + 1) % 64, "wave_ror": lambda i: (i - 1) % 64}  # fmt: skip
     return [across[name](lane) for lane in lanes]
 
@@ -252,7 +254,7 @@ def _from_objdump(text: str, kernel: str) -> list[tuple[str, str]]:
     return out
 
 
-def decode(text: str, kernel: str, *, symbols: dict[str, int] | None = None, preload: bool = False) -> list[tuple]:
+def decode(text: str, kernel: str, *, symbols: dict[str, int] | None = None, preload: bool = False) -> list[Decoded]:
     """Instructions of one kernel, as `make_program` of the core takes them: (mnemonic, text, operands, modifiers, target).
 
     symbols: addresses of the code object's constants. preload: kernel arguments already sit in registers, so the prologue that
@@ -279,7 +281,7 @@ def decode(text: str, kernel: str, *, symbols: dict[str, int] | None = None, pre
     return [_resolve(line, labels, symbols or {}, kernel) for line in lines]
 
 
-def _resolve(line: Line, labels: dict[str, int], symbols: dict[str, int], kernel: str) -> tuple:
+def _resolve(line: Line, labels: dict[str, int], symbols: dict[str, int], kernel: str) -> Decoded:
     target = -1
     if line.label is not None:
         if line.label not in labels:

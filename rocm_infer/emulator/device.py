@@ -77,7 +77,9 @@ class Watch:
         missing = (view == 0).any(-1)
         if missing.any():
             first = missing.nonzero()[0].tolist()
-            raise AssertionError(f"{name}: {int(missing.sum())} of {tensor.numel()} elements never written, the first at {first}")
+            raise AssertionError(
+                f"{name}: {int(missing.sum())} of {tensor.numel()} elements never written, the first at {first}"
+            )
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
@@ -175,7 +177,9 @@ class Device:
         finally:
             self._watch = previous
 
-    def _regions(self, named: list[tuple[str, torch.Tensor]], raw: list[tuple[int, int, str]]) -> list[tuple[int, int, str, bool, int]]:
+    def _regions(
+        self, named: list[tuple[str, torch.Tensor]], raw: list[tuple[int, int, str]]
+    ) -> list[tuple[int, int, str, bool, int]]:
         extents = []
         for name, tensor in named:
             base, size = _extent(tensor)
@@ -192,9 +196,13 @@ class Device:
         grid3, block3 = _three(grid), _three(block)
         threads = block3[0] * block3[1] * block3[2]
         if not 0 < threads <= min(_MAX_THREADS, kernel.max_threads):
-            raise loader.LoadError(f"{kernel.name}: {threads} work-items per workgroup, at most {min(_MAX_THREADS, kernel.max_threads)}")
+            raise loader.LoadError(
+                f"{kernel.name}: {threads} work-items per workgroup, at most {min(_MAX_THREADS, kernel.max_threads)}"
+            )
         if kernel.lds_size + lds > LDS_BYTES[self.arch]:
-            raise loader.LoadError(f"{kernel.name}: {kernel.lds_size + lds} bytes of LDS, {self.arch} has {LDS_BYTES[self.arch]}")
+            raise loader.LoadError(
+                f"{kernel.name}: {kernel.lds_size + lds} bytes of LDS, {self.arch} has {LDS_BYTES[self.arch]}"
+            )
         values = [pack(v, a.size) for v, a in zip(arguments, kernel.user_arguments)]
         if len(arguments) != len(values):
             raise loader.LoadError(f"{kernel.name}: expected {len(kernel.user_arguments)} arguments, got {len(arguments)}")
@@ -216,7 +224,11 @@ class Device:
             "step_limit": self.checks.step_limit, "threads": self.threads, "poison": _POISONS[0],
             "trace": [] if self.trace is None else [*self.trace, -1 if self.break_at is None else self.break_at],
         }  # fmt: skip
-        counters = self._run_twice(kernel, loaded.program, options) if self.checks.undefined else core().launch(loaded.program, options)
+        counters = (
+            self._run_twice(kernel, loaded.program, options)
+            if self.checks.undefined
+            else core().launch(loaded.program, options)
+        )
         self.trace_lines += counters.pop("trace")
         counters.pop("executed")
         record = LaunchRecord(kernel.name, grid3, block3, counters)
@@ -232,7 +244,7 @@ class Device:
         first = [v.clone() for v in views]
         for view, old in zip(views, before):
             view.copy_(old)
-        counters = core().launch(program, {**options, "poison": _POISONS[1]})
+        counters: dict[str, Any] = core().launch(program, {**options, "poison": _POISONS[1]})
         for view, other, region in zip(views, first, regions):
             if not torch.equal(view, other):
                 at = int((view != other).nonzero()[0])

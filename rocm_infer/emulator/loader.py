@@ -64,7 +64,7 @@ class CodeObject:
 
     kernels: dict[str, Kernel]
     symbols: dict[str, int] = field(default_factory=dict)
-    segments: list[tuple[ctypes.Array, str]] = field(default_factory=list)
+    segments: list[tuple[ctypes.Array[Any], str]] = field(default_factory=list)
 
 
 def _sections(data: bytes) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def _metadata(data: bytes, sections: list[dict[str, Any]]) -> dict[str, Any]:
             name_size, desc_size, kind = struct.unpack_from("<III", data, at)
             desc = at + 12 + (name_size + 3 & ~3)
             if kind == _NOTE_METADATA:
-                return msgspec.msgpack.decode(data[desc : desc + desc_size])
+                return msgspec.msgpack.decode(data[desc : desc + desc_size], type=dict[str, Any])
             at = desc + (desc_size + 3 & ~3)
     raise LoadError("code object: no AMDGPU metadata note")
 
@@ -111,7 +111,7 @@ def _symbols(data: bytes, sections: list[dict[str, Any]]) -> dict[str, int]:
 def _file_offset(sections: list[dict[str, Any]], address: int) -> int:
     for s in sections:
         if s["type"] != 8 and s["flags"] & 2 and s["address"] <= address < s["address"] + s["size"]:  # allocated, not .bss
-            return s["offset"] + address - s["address"]
+            return int(s["offset"] + address - s["address"])
     raise LoadError(f"code object: address {address:#x} lies in no section")
 
 
@@ -125,7 +125,9 @@ def _kernel(entry: dict[str, Any], arch: str, descriptor: bytes) -> Kernel:
     if properties >> 10 & 1:
         raise LoadError(f"{entry['.name']}: wave size 32 does not exist on {arch}; compile for wave size 64")
     if (rsrc1 >> 12 & 0xFF) != _FLOAT_MODE:
-        raise LoadError(f"{entry['.name']}: float mode {rsrc1 >> 12 & 0xFF:#x}; only round-to-nearest with denormals is emulated")
+        raise LoadError(
+            f"{entry['.name']}: float mode {rsrc1 >> 12 & 0xFF:#x}; only round-to-nearest with denormals is emulated"
+        )
     return Kernel(
         name=entry[".name"], arch=arch, arguments=arguments, kernarg_size=max(kernarg, entry[".kernarg_segment_size"]), lds_size=lds,
         scratch_size=scratch, max_threads=entry.get(".max_flat_workgroup_size", 1024), num_vgprs=min(accum_offset, total_vgprs),
@@ -150,11 +152,15 @@ def load(data: bytes) -> CodeObject:
             buffer = ctypes.create_string_buffer(content, s["size"])
             base = ctypes.addressof(buffer)
             code.segments.append((buffer, f"constants {s['name']}"))
-            code.symbols.update({n: base + v - s["address"] for n, v in symbols.items() if s["address"] <= v < s["address"] + s["size"]})
+            code.symbols.update(
+                {n: base + v - s["address"] for n, v in symbols.items() if s["address"] <= v < s["address"] + s["size"]}
+            )
     return code
 
 
-def pack_arguments(kernel: Kernel, values: Sequence[bytes], grid: Sequence[int], block: Sequence[int], lds_dynamic: int) -> bytearray:
+def pack_arguments(
+    kernel: Kernel, values: Sequence[bytes], grid: Sequence[int], block: Sequence[int], lds_dynamic: int
+) -> bytearray:
     """The kernel argument block: user arguments in order (little-endian bytes), then the hidden ones the metadata asks for."""
     user = kernel.user_arguments
     if len(values) != len(user):
@@ -162,7 +168,9 @@ def pack_arguments(kernel: Kernel, values: Sequence[bytes], grid: Sequence[int],
     out = bytearray(max(kernel.kernarg_size, 8))
     for argument, value in zip(user, values):
         if len(value) != argument.size:
-            raise LoadError(f"{kernel.name}: argument at offset {argument.offset}: expected {argument.size} bytes, got {len(value)}")
+            raise LoadError(
+                f"{kernel.name}: argument at offset {argument.offset}: expected {argument.size} bytes, got {len(value)}"
+            )
         out[argument.offset : argument.offset + argument.size] = value
     dims = {f"hidden_block_count_{d}": g for d, g in zip("xyz", grid)}
     dims |= {f"hidden_group_size_{d}": b for d, b in zip("xyz", block)}
@@ -171,8 +179,8 @@ def pack_arguments(kernel: Kernel, values: Sequence[bytes], grid: Sequence[int],
     dims |= {"hidden_grid_dims": 3, "hidden_dynamic_lds_size": lds_dynamic, "hidden_none": 0}
     for argument in kernel.arguments:
         if argument.kind.startswith("hidden_"):
-            value = dims.get(argument.kind, 0)  # queues, hostcall buffers and the like: null, so that a use is out of bounds
-            out[argument.offset : argument.offset + argument.size] = value.to_bytes(argument.size, "little")
+            hidden = dims.get(argument.kind, 0)  # queues, hostcall buffers and the like: null, so that a use is out of bounds
+            out[argument.offset : argument.offset + argument.size] = hidden.to_bytes(argument.size, "little")
     return out
 
 

@@ -56,7 +56,7 @@ class EmulatedLauncher:
             raise loader.LoadError(f"{metadata.name}: Triton's global scratch memory is not emulated")
 
     def __call__(self, x: int, y: int, z: int, stream: int, function: Any, kernel_metadata: Any, launch_metadata: Any,
-                 enter: Callable | None, leave: Callable | None, *arguments: Any) -> None:  # fmt: skip
+                 enter: Callable[[Any], None] | None, leave: Callable[[Any], None] | None, *arguments: Any) -> None:  # fmt: skip
         if x * y * z == 0:
             return
         user = self.loaded.kernel.user_arguments
@@ -89,7 +89,7 @@ class _Utils:
         pass
 
 
-class EmulatedDriver(DriverBase):
+class EmulatedDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
     """Triton driver whose target is hip/<arch> and whose tensors live on the CPU."""
 
     def __init__(self, device: Device) -> None:

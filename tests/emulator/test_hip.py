@@ -26,7 +26,9 @@ DEVICE static void sync() {
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup"); __builtin_amdgcn_s_barrier(); __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 """
-_KERNELS = _PRELUDE + """
+_KERNELS = (
+    _PRELUDE
+    + """
 KERNEL void block_sum(const float* x, float* y, int n) {
   SHARED float part[256];
   float s = 0;
@@ -91,6 +93,7 @@ KERNEL void to_lds(const int* x, int* y) {
   y[tid()] = lds[63 - tid()];
 }
 """
+)
 
 
 @pytest.fixture(scope="module", params=["gfx942", "gfx950"])
@@ -149,7 +152,11 @@ def test_atomics(kernels):
 
 
 def test_lane_exchange(kernels):
-    x, y, z = torch.randint(-9, 9, (64,), dtype=torch.int32), torch.zeros(1, dtype=torch.int64), torch.zeros(64, dtype=torch.int32)
+    x, y, z = (
+        torch.randint(-9, 9, (64,), dtype=torch.int32),
+        torch.zeros(1, dtype=torch.int64),
+        torch.zeros(64, dtype=torch.int32),
+    )
     kernels("ballots").launch([1], [64], [x, y, z])
     assert int(y) & (1 << 64) - 1 == sum(1 << i for i in range(64) if x[i] > 0)
     lane = torch.arange(64)
@@ -220,7 +227,10 @@ def test_random_programs_agree_with_the_host(kernels, tmp_path: Path, request: p
     host = "typedef unsigned u32; typedef unsigned long long u64; typedef long long i64;\n#define FUNCTION static\n" + programs
     (tmp_path / "host.cpp").write_text(host + "".join(loop.format(s) for s in _SEEDS))
     library = tmp_path / "host.so"
-    subprocess.run([*_compiler(), "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", str(tmp_path / "host.cpp"), "-o", str(library)], check=True)
+    subprocess.run(
+        [*_compiler(), "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", str(tmp_path / "host.cpp"), "-o", str(library)],
+        check=True,
+    )
     native = ctypes.CDLL(str(library))
     torch.manual_seed(3)
     n = 128
@@ -236,4 +246,6 @@ def test_random_programs_agree_with_the_host(kernels, tmp_path: Path, request: p
         pointers = [ctypes.c_void_p(v.data_ptr()) for v in (a, b, c, d, expected_x, expected_y)]
         getattr(native, f"fuzz_{seed}")(n, *pointers)
         assert torch.equal(x, expected_x), f"integers of program {seed}:\n{_program(seed)}"
-        torch.testing.assert_close(y, expected_y, rtol=0, atol=0, equal_nan=True, msg=f"reals of program {seed}:\n{_program(seed)}")
+        torch.testing.assert_close(
+            y, expected_y, rtol=0, atol=0, equal_nan=True, msg=f"reals of program {seed}:\n{_program(seed)}"
+        )

@@ -12,7 +12,9 @@ G = 6  # workgroups: sets of inputs
 u32, i32, f32, u64, i64, f64 = np.uint32, np.int32, np.float32, np.uint64, np.int64, np.float64
 _SPECIAL_F32 = np.array([0x00000000, 0x80000000, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC00000, 0x00000001, 0x80000001,
                          0x00800000, 0x7F7FFFFF, 0x3F000000, 0x40490FDB, 0x4F000000, 0xCF000000, 0x4F800000, 0x47C35000], u32)  # fmt: skip
-_SPECIAL_INT = np.array([0, 1, 2, 31, 32, 33, 63, 64, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFF, 0x10000, 0xFFFFFF, 0x1000000], u32)
+_SPECIAL_INT = np.array(
+    [0, 1, 2, 31, 32, 33, 63, 64, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFF, 0x10000, 0xFFFFFF, 0x1000000], u32
+)
 _SPECIAL_F16 = np.array([0, 0x8000, 0x3C00, 0xBC00, 0x7C00, 0xFC00, 0x7E00, 1, 0x8001, 0x400, 0x7BFF, 0x3800], np.uint16)
 
 
@@ -257,7 +259,9 @@ def _two(low, high):
 
 
 def _halves(low, high):
-    return np.ascontiguousarray(low).view(np.uint16).astype(u32) | np.ascontiguousarray(high).view(np.uint16).astype(u32) << u32(16)
+    return np.ascontiguousarray(low).view(np.uint16).astype(u32) | np.ascontiguousarray(high).view(np.uint16).astype(
+        u32
+    ) << u32(16)
 
 
 def _bits(mask):

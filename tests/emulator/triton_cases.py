@@ -304,7 +304,12 @@ def test_integers(device, dtype):
     x, y = torch.randint(-top, top, (128,), dtype=dtype), torch.randint(1, 1000, (128,), dtype=dtype)
     z = torch.empty(4, 128, dtype=dtype)
     integer_kernel[(1,)](x, y, z, 128, BLOCK=128)
-    expected = [torch.div(x, y, rounding_mode="trunc"), torch.fmod(x, y), (x * y) ^ (x << 3) | (y >> 2), torch.where(x > y, x & y, ~x)]
+    expected = [
+        torch.div(x, y, rounding_mode="trunc"),
+        torch.fmod(x, y),
+        (x * y) ^ (x << 3) | (y >> 2),
+        torch.where(x > y, x & y, ~x),
+    ]
     assert torch.equal(z, torch.stack(expected))
 
 
@@ -337,12 +342,27 @@ def test_gather(device):
 
 
 @triton.jit
-def scaled_kernel(a, sa, b, sb, c, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, FA: tl.constexpr, FB: tl.constexpr, PA: tl.constexpr, PB: tl.constexpr):
+def scaled_kernel(
+    a,
+    sa,
+    b,
+    sb,
+    c,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    FA: tl.constexpr,
+    FB: tl.constexpr,
+    PA: tl.constexpr,
+    PB: tl.constexpr,
+):
     rm, rn = tl.arange(0, M), tl.arange(0, N)
     x = tl.load(a + rm[:, None] * (K // PA) + tl.arange(0, K // PA)[None, :])
     w = tl.load(b + rn[None, :] * (K // PB) + tl.arange(0, K // PB)[:, None])
     ks = tl.arange(0, K // 32)
-    acc = tl.dot_scaled(x, tl.load(sa + rm[:, None] * (K // 32) + ks[None, :]), FA, w, tl.load(sb + rn[:, None] * (K // 32) + ks[None, :]), FB)
+    acc = tl.dot_scaled(
+        x, tl.load(sa + rm[:, None] * (K // 32) + ks[None, :]), FA, w, tl.load(sb + rn[:, None] * (K // 32) + ks[None, :]), FB
+    )
     tl.store(c + rm[:, None] * N + rn[None, :], acc)
 
 
@@ -367,7 +387,9 @@ def test_dot_scaled(device, fa, fb, nonkdim):
     c = torch.empty(M, N)
     pa, pb = 1 + (fa == "e2m1"), 1 + (fb == "e2m1")
     scaled_kernel[(1,)](a, sa, b, sb, c, M=M, N=N, K=K, FA=fa, FB=fb, PA=pa, PB=pb, matrix_instr_nonkdim=nonkdim)
-    expected = (av * (2.0 ** (sa.float() - 127)).repeat_interleave(32, 1)) @ (bv * (2.0 ** (sb.float() - 127)).repeat_interleave(32, 1)).T
+    expected = (av * (2.0 ** (sa.float() - 127)).repeat_interleave(32, 1)) @ (
+        bv * (2.0 ** (sb.float() - 127)).repeat_interleave(32, 1)
+    ).T
     torch.testing.assert_close(c, expected, rtol=2e-2, atol=0.5)
 
 
