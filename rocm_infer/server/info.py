@@ -52,7 +52,7 @@ async def tokenize(request: web.Request) -> web.Response:
     if (body.prompt is None) == (body.messages is None):
         raise bad_value("prompt", "expected exactly one of prompt and messages")
     if body.prompt is None:
-        ids = await chat_prompt(service, body)
+        ids, _ = await chat_prompt(service, body)
     else:
         special = True if body.add_special_tokens is None else body.add_special_tokens
         ids = await service.encode(body.prompt, add_special_tokens=special)

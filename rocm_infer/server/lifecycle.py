@@ -55,6 +55,8 @@ def run_server(
     files = load_model_files(path, server, tokenizer_path)
     if files.defaults:
         log.info("sampling defaults from generation_config.json: %s (--generation-config none ignores them)", files.defaults)
+    if files.thinks:
+        log.info("the chat template knows <think>: thinking is returned as reasoning_content")
     worker = dataclasses.replace(engine, model=str(path))
 
     def make(on_death: Callable[[str], None] | None = None) -> EngineClient:

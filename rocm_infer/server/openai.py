@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -21,10 +22,19 @@ from rocm_infer.server.service import Generation, Service
 from rocm_infer.server.sse import EventStream, OpenStreams, event
 from rocm_infer.text.chat import check_messages
 from rocm_infer.text.outputs import Output
+from rocm_infer.text.reasoning import ReasoningSplit, begins_inside, count_thinking
 from rocm_infer.text.tokenizer import Tokenizer
 
 STREAMS: web.AppKey[OpenStreams] = web.AppKey("streams", OpenStreams)
 encode = msgspec.json.Encoder().encode
+
+
+class Thinking(enum.Enum):
+    """Whether an output may begin with thinking: not with this model, perhaps, or the prompt has opened it already."""
+
+    NEVER = enum.auto()
+    MAYBE = enum.auto()
+    BEGUN = enum.auto()
 
 
 class View(Protocol):
@@ -35,8 +45,9 @@ class View(Protocol):
 
     def whole(self, index: int, output: Output) -> dict[str, Any]: ...
     def opening(self, index: int, output: Output) -> dict[str, Any] | None: ...
-    def piece(self, index: int, output: Output, text: str, start: int) -> dict[str, Any]: ...
+    def piece(self, index: int, output: Output, text: str, start: int) -> dict[str, Any] | None: ...
     def ending(self, index: int, output: Output, start: int) -> dict[str, Any]: ...
+    def num_thinking(self, output: Output) -> int: ...
 
 
 def _ending_fields(output: Output) -> dict[str, Any]:
@@ -51,24 +62,52 @@ def _ending_fields(output: Output) -> dict[str, Any]:
 class ChatView:
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, tokenizer: Tokenizer, body: ChatRequest) -> None:
+    def __init__(self, tokenizer: Tokenizer, body: ChatRequest, thinking: Thinking) -> None:
         self._tokenizer = tokenizer
         self._logprobs = body.logprobs
         self._token_ids = body.return_token_ids
+        self._thinking = thinking if body.separate_reasoning else Thinking.NEVER
+        self._splits: dict[int, ReasoningSplit] = {}
 
     def whole(self, index: int, output: Output) -> dict[str, Any]:
-        message = {"role": "assistant", "content": output.text, "refusal": None}
+        thought, answer = self._split(index, output, output.text)
+        message = {"role": "assistant", "content": answer, "refusal": None}
+        if self._thinking is not Thinking.NEVER:
+            message["reasoning_content"] = thought or None
         return {"index": index, "message": message, **self._tokens(output, 0), **_ending_fields(output)}
 
     def opening(self, index: int, output: Output) -> dict[str, Any]:
         delta = {"role": "assistant", "content": ""}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def piece(self, index: int, output: Output, text: str, start: int) -> dict[str, Any]:
-        return {"index": index, "delta": {"content": text}, **self._tokens(output, start), "finish_reason": None}
+    def piece(self, index: int, output: Output, text: str, start: int) -> dict[str, Any] | None:
+        thought, answer = self._split(index, output, text)
+        delta = {name: part for name, part in (("reasoning_content", thought), ("content", answer)) if part}
+        if not delta:
+            return None
+        return {"index": index, "delta": delta, **self._tokens(output, start), "finish_reason": None}
 
     def ending(self, index: int, output: Output, start: int) -> dict[str, Any]:
         return {"index": index, "delta": {}, **self._tokens(output, start), **_ending_fields(output)}
+
+    def num_thinking(self, output: Output) -> int:
+        if self._thinking is Thinking.NEVER:
+            return 0
+        pieces = map(self._tokenizer.token_bytes, output.token_ids)
+        return count_thinking(pieces, inside=self._thinking is Thinking.BEGUN)
+
+    def _split(self, index: int, output: Output, text: str) -> tuple[str, str]:
+        """(thinking, answer) in new text; at the end of the output also what was held back."""
+        if self._thinking is Thinking.NEVER:
+            return "", text
+        split = self._splits.get(index)
+        if split is None:
+            split = self._splits[index] = ReasoningSplit(inside=self._thinking is Thinking.BEGUN)
+        thought, answer = split.push(text)
+        if output.done:
+            rest = split.finish()
+            thought, answer = thought + rest[0], answer + rest[1]
+        return thought, answer
 
     def _tokens(self, output: Output, start: int) -> dict[str, Any]:
         entries = output.logprobs[start:] if self._logprobs else []
@@ -116,11 +155,16 @@ class CompletionView:
         shown = self._take(index, prompt.ids, output.prompt_logprobs or [])
         return {"index": index, "text": prompt.text, "logprobs": shown, "finish_reason": None}
 
-    def piece(self, index: int, output: Output, text: str, start: int) -> dict[str, Any]:
+    def piece(self, index: int, output: Output, text: str, start: int) -> dict[str, Any] | None:
+        if not text:
+            return None
         return {"index": index, "text": text, **self._tokens(index, output, start), "finish_reason": None}
 
     def ending(self, index: int, output: Output, start: int) -> dict[str, Any]:
         return {"index": index, "text": "", **self._tokens(index, output, start), **_ending_fields(output)}
+
+    def num_thinking(self, output: Output) -> int:
+        return 0
 
     def _tokens(self, index: int, output: Output, start: int) -> dict[str, Any]:
         ids = output.token_ids[start:] if self._body.return_token_ids or self._body.logprobs is not None else []
@@ -166,7 +210,7 @@ class Answer:
             "system_fingerprint": self.fingerprint,
         }
 
-    def usage(self, outputs: Sequence[Output]) -> dict[str, Any]:
+    def usage(self, outputs: Sequence[Output], view: View) -> dict[str, Any]:
         """A prompt counts once, however many outputs it has."""
         num_prompt = sum(map(len, self.prompt_ids))
         num_output = sum(len(output.token_ids) for output in outputs)
@@ -175,7 +219,7 @@ class Answer:
             "completion_tokens": num_output,
             "total_tokens": num_prompt + num_output,
             "prompt_tokens_details": {"cached_tokens": sum(output.num_cached for output in outputs[:: self.count])},
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": sum(map(view.num_thinking, outputs))},
         }
 
 
@@ -184,7 +228,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     service.admit()
     body = await read_body(request, ChatRequest)
     model = service.check_model(body.model)
-    ids = await chat_prompt(service, body)
+    ids, thinking = await chat_prompt(service, body)
     max_tokens, name = _chat_max_tokens(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_value("top_logprobs", "top_logprobs: set logprobs to true as well")
@@ -201,13 +245,13 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     service.check_length(len(ids), max_tokens, name if max_tokens else "messages")
     answer = Answer(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model, service.fingerprint, [ids], params.n)
     generation = service.generate(call, [ids], [params], params.n, priority=body.priority, salt=body.cache_salt)
-    view = ChatView(service.tokenizer, body)
+    view = ChatView(service.tokenizer, body, thinking)
     extra: dict[str, Any] = {"prompt_token_ids": ids} if body.return_token_ids else {}
     return await _respond(request, body, generation, answer, view, extra)
 
 
-async def chat_prompt(service: Service, body: Any) -> list[int]:
-    """Token ids of a request's messages; the template writes its own special tokens."""
+async def chat_prompt(service: Service, body: Any) -> tuple[list[int], Thinking]:
+    """Token ids of a request's messages, as the template writes them, and what the output will begin with."""
     variables = dict(body.chat_template_kwargs)
     effort = getattr(body, "reasoning_effort", None)
     if effort is not None:
@@ -218,7 +262,9 @@ async def chat_prompt(service: Service, body: Any) -> list[int]:
     text = service.render(messages, body.add_generation_prompt, body.continue_final_message, variables)
     ids = await service.encode(text, add_special_tokens=False)
     service.check_ids(ids, "messages")
-    return ids
+    if not service.files.thinks:
+        return ids, Thinking.NEVER
+    return ids, Thinking.BEGUN if begins_inside(text) else Thinking.MAYBE
 
 
 def _chat_max_tokens(body: ChatRequest) -> tuple[int | None, str]:
@@ -325,7 +371,7 @@ async def _respond(
         if body.prompt_logprobs is not None and isinstance(view, ChatView):
             tokenizer = request.app[SERVICE].tokenizer
             extra = {**extra, "prompt_logprobs": prompt_logprobs(tokenizer, chosen[0].prompt_logprobs or [])}
-        usage = answer.usage(generation.outputs)
+        usage = answer.usage(generation.outputs, view)
         return json_response({**answer.head(view.kind), "choices": choices, "usage": usage, **extra})
     finally:
         generation.close()
@@ -354,7 +400,7 @@ async def _events(
     def chunk(choice: dict[str, Any]) -> bytes:
         body: dict[str, Any] = {**head, "choices": [choice]}
         if options.include_usage:
-            body["usage"] = answer.usage(outputs) if options.continuous_usage_stats else None
+            body["usage"] = answer.usage(outputs, view) if options.continuous_usage_stats else None
         if extra:
             body.update(extra)
             extra.clear()
@@ -367,12 +413,13 @@ async def _events(
             shown[index] = 0
             opening = view.opening(index, output)
             data = chunk(opening) if opening else b""
-        if text:
-            data += chunk(view.piece(index, output, text, shown[index]))
+        piece = view.piece(index, output, text, shown[index]) if text or output.done else None
+        if piece is not None:
+            data += chunk(piece)
             shown[index] = len(output.token_ids)
         if output.done:
             data += chunk(view.ending(index, output, shown[index]))
         if data:
             yield data
     if options.include_usage:
-        yield event(encode({**head, "choices": [], "usage": answer.usage(outputs)}))
+        yield event(encode({**head, "choices": [], "usage": answer.usage(outputs, view)}))

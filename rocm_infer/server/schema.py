@@ -114,6 +114,7 @@ class ChatRequest(OpenAIRequest, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] = {}
+    separate_reasoning: bool = True
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
 
 

@@ -30,6 +30,7 @@ from rocm_infer.server.metrics import Metrics
 from rocm_infer.text.chat import ChatError, ChatTemplate, Message
 from rocm_infer.text.files import read_json, sampling_defaults
 from rocm_infer.text.outputs import Output, fan_out
+from rocm_infer.text.reasoning import thinks
 from rocm_infer.text.tokenizer import Tokenizer
 
 log = logging.getLogger("rocm_infer.server")
@@ -56,6 +57,11 @@ class ModelFiles:
     template: ChatTemplate | None
     defaults: Mapping[str, Any]
     hf_config: Mapping[str, Any]
+
+    @property
+    def thinks(self) -> bool:
+        """Whether outputs may begin with <think>."""
+        return self.template is not None and thinks(self.template.source)
 
 
 def load_model_files(path: Path, server: ServerConfig, tokenizer_path: Path | None = None) -> ModelFiles:

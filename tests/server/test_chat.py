@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rocm_infer.text.chat import ChatTemplate
 from tests.server.fakes import CONTEXT, MODEL, TOKENIZER, FakeClient, Harness, Script, logprob_of, run
 from tests.text.toys import CONFIG
 
@@ -300,3 +301,36 @@ def test_the_rest_of_the_context_is_the_default_limit() -> None:
         assert answer["error"]["code"] == "context_length_exceeded"
 
     run(scenario)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_thinking_is_returned_apart(begun: bool) -> None:
+    said = "<think>\nwhy\n</think>\n\nYes."
+    template = "{{ messages[0].content }}" + ("<think>\n" if begun else "{# </think> #}")
+    said = said.removeprefix("<think>") if begun else said
+
+    async def scenario(server: Harness) -> None:
+        object.__setattr__(server.service.files, "template", ChatTemplate(template, {}))
+        _, answer = await server.post("/v1/chat/completions", body())
+        message = answer["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("why", "Yes.")
+        num_thinking = len(TOKENIZER.encode(said[: said.index("</think>") + 8]))
+        assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": num_thinking}
+        chunks = await chunks_of(server, stream_options={"include_usage": True})
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks[1:-1]]
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "why"
+        assert "".join(delta.get("content", "") for delta in deltas) == "Yes."
+        assert all(deltas[:-1])
+        assert chunks[-1]["usage"] == answer["usage"]
+        _, plain = await server.post("/v1/chat/completions", body(separate_reasoning=False))
+        assert plain["choices"][0]["message"] == {"role": "assistant", "content": said, "refusal": None}
+
+    run(scenario, FakeClient(Script(text=said)))
+
+
+def test_models_that_do_not_think_may_say_so() -> None:
+    async def scenario(server: Harness) -> None:
+        _, answer = await server.post("/v1/chat/completions", body())
+        assert answer["choices"][0]["message"]["content"] == "<think>x</think>y"
+
+    run(scenario, FakeClient(Script(text="<think>x</think>y")))
