@@ -62,8 +62,11 @@ def of(name: str) -> Arch:
 
 @functools.cache
 def current(device: torch.device) -> Arch:
-    """The record of a device, with the compute units it really has. The CPU, where Triton interprets, plays a gfx942."""
+    """The record of a device, with the compute units it really has.
+
+    The CPU, where Triton interprets programs one by one, plays a gfx942 of few compute units: small sizes then fill it.
+    """
     if device.type == "cpu":
-        return ARCHS["gfx942"]
+        return dataclasses.replace(ARCHS["gfx942"], num_cus=4)
     found = of(platform.gfx(device.index or 0)) if platform.is_hip() else ARCHS["sm_90"]
     return dataclasses.replace(found, num_cus=torch.cuda.get_device_properties(device).multi_processor_count)

@@ -13,19 +13,18 @@ import triton
 import triton.language as tl
 
 from rocm_infer.arch import Arch
-from rocm_infer.triton_kernels._paged import FP8_BIASES, decode_fp8, encode_fp8
+from rocm_infer.triton_kernels._paged import FP8_BIASES, INTERPRETED, decode_fp8, encode_fp8
 
 SMALLEST_AMAX = tl.constexpr(1e-4)
 LONGEST_GROUP = 32768
 
 
-# The interpreter's casts to fp8 neither round to nearest nor know NaN of fnuz: there bytes are made by arithmetic.
-INTERPRETED = not isinstance(encode_fp8, triton.JITFunction)
-
-
 def fp8_args(arch: Arch, dtype: torch.dtype | None) -> dict[str, Any]:
-    """FP8_BIAS, and whether the target's own conversions and products know that dialect."""
-    native = dtype is not None and arch.multiplies(dtype) and not INTERPRETED
+    """FP8_BIAS, and whether the target's own conversions and products know that dialect.
+
+    The interpreter's casts neither round to nearest nor know the NaN of fnuz: there bytes are made by arithmetic.
+    """
+    native = dtype is not None and arch.multiplies(dtype) and not INTERPRETED.value
     return {"FP8_BIAS": FP8_BIASES.get(dtype, 0) if dtype else 0, "NATIVE": native}
 
 
@@ -114,10 +113,8 @@ def silu(x):
 
 @triton.jit
 def matrix_operand(x, FP8_BIAS: tl.constexpr, NATIVE: tl.constexpr):
-    """A tile as tl.dot takes it. fp8 bytes become the native type; without one bf16, which holds every code exactly."""
-    if FP8_BIAS == 0:
-        return x
-    elif NATIVE:
+    """fp8 bytes as tl.dot takes them: the native type; without one bf16, which holds every code exactly."""
+    if NATIVE:
         if FP8_BIAS == 7:
             return x.to(tl.float8e4nv, bitcast=True)
         else:
@@ -151,10 +148,32 @@ def split_plan(arch: Arch, num_columns: int, depth: int, block_k: int) -> tuple[
     A few rows make only num_columns / 64 tiles. Splits along K bring them to two per compute unit, which hides the latency of
     the weights; below 512 of K the partial sums would cost as much as the weights.
     """
-    tiles = triton.cdiv(num_columns, 64)
-    wanted = max(1, min(triton.cdiv(2 * arch.num_cus, tiles), depth // 512))
-    split_len = triton.cdiv(triton.cdiv(depth, block_k), wanted) * block_k
-    return max(split_len, block_k), max(1, triton.cdiv(depth, max(split_len, block_k)))
+    wanted = max(1, min(triton.cdiv(2 * arch.num_cus, triton.cdiv(num_columns, 64)), depth // 512))
+    split_len = max(1, triton.cdiv(triton.cdiv(depth, block_k), wanted)) * block_k
+    return split_len, max(1, triton.cdiv(depth, split_len))
+
+
+def tiles(arch: Arch, num_rows: int, num_columns: int) -> tuple[int, int]:
+    """(rows, columns) of a tile of a dense product."""
+    if arch.vendor == "nvidia":
+        return 64, 64  # one instruction shape for every number of rows, and so one order of sums
+    # Few rows: the product streams the weight; a tile as high as the batch wastes no matrix cycles.
+    for rows in (16, 32, 64):
+        if num_rows <= rows:
+            return rows, 64
+    # A tile of 128 x 128 reads 1/64 byte per product, but only pays when it fills the compute units.
+    if triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128) >= arch.num_cus:
+        return 128, 128
+    return 64, 128
+
+
+def check_tile(op: str, **tensors: torch.Tensor) -> None:
+    """Offsets within a tile of 128 rows are 32-bit, those of tiles 64-bit; rows are read in vectors."""
+    for name, tensor in tensors.items():
+        if tensor.stride(-2) >= 1 << 24:
+            raise ValueError(f"{op}: {name}: expected rows less than 2^24 elements apart, got {tensor.stride(-2)}")
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"{op}: {name}: expected stride 1 in the last dimension, got {tensor.stride()}; use .contiguous()")
 
 
 @triton.jit
@@ -162,7 +181,7 @@ def add_splits_kernel(
     y_ptr,  # [M, N]
     partial_ptr,  # [SPLITS, M, N] fp32
     bias_ptr,  # [N], or None
-    M,
+    split_size,  # M * N
     N,
     y_stride,
     SPLITS: tl.constexpr,
@@ -177,8 +196,10 @@ def add_splits_kernel(
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < N
     total = tl.zeros([BLOCK], tl.float32)
-    for split in tl.static_range(SPLITS):
-        total += tl.load(partial_ptr + (split * M.to(tl.int64) + row) * N + columns, mask=inside, other=0.0)
+    partial_ptr += row * N
+    for _ in tl.static_range(SPLITS):
+        total += tl.load(partial_ptr + columns, mask=inside, other=0.0)
+        partial_ptr += split_size
     if HAS_BIAS:
         total += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(y_ptr + row * y_stride + columns, total.to(y_ptr.dtype.element_ty), mask=inside)
@@ -191,7 +212,7 @@ def add_splits(arch: Arch, y: torch.Tensor, partial: torch.Tensor, bias: torch.T
         y,
         partial,
         bias,
-        m,
+        m * n,
         n,
         y.stride(0),
         SPLITS=num_splits,

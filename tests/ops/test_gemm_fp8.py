@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rocm_infer.ops.gemm_fp8 import gemm_fp8
@@ -11,9 +11,10 @@ from tests import strategies as data
 from tests.close import EPS32, assert_close
 
 LIBRARY = ("reference", "cpu")  # sums in an order that may depend on the number of rows
+few = settings(max_examples=max(4, settings().max_examples // 4))
 num_rows = st.sampled_from([0, 1, 2, 15, 17, 33, 65])
 num_columns = st.sampled_from([1, 16, 127, 128, 130, 257, 576])
-depths = st.sampled_from([1, 64, 127, 128, 129, 256, 640])
+depths = st.sampled_from([1, 64, 127, 128, 129, 256, 640, 1100])
 
 
 def codes_and_scale(rows: int, width: int, row_block: int, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,10 +38,11 @@ def test_agrees_with_float64(backend, device, m, n, k, fp8, out_dtype, seed):
     assert_close(got, left @ right.T, noise=noise, backend=backend)
 
 
-@given(st.sampled_from([(1536, 300), (130, 2048)]), data.fp8_types, data.seeds)
+@few
+@given(st.sampled_from([(576, 300), (130, 1100)]), data.fp8_types, data.seeds)
 def test_rows_do_not_know_each_other(backend, device, size, fp8, seed):
     n, k = size
-    a, a_scale = (t.to(device) for t in codes_and_scale(37, k, 1, fp8, seed))
+    a, a_scale = (t.to(device) for t in codes_and_scale(20, k, 1, fp8, seed))
     b, b_scale = (t.to(device) for t in codes_and_scale(n, k, 128, fp8, seed + 7))
     together = gemm_fp8.using(backend)(a, a_scale, b, b_scale, out_dtype=torch.bfloat16)
     alone = gemm_fp8.using(backend)(a[3:4].contiguous(), a_scale[3:4].contiguous(), b, b_scale, out_dtype=torch.bfloat16)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rocm_infer.ops.moe_align import moe_align
@@ -14,8 +14,10 @@ from tests import strategies as data
 from tests.close import EPS32, HALF_ULP, assert_close
 
 LIBRARY = ("reference", "cpu")  # sums in an order that may depend on the number of rows, and rounds 16-bit products
-num_tokens = st.sampled_from([0, 1, 2, 7, 33])
-layouts = st.sampled_from([(1, 1), (4, 2), (8, 2), (16, 4)])  # experts, top_k
+few = settings(max_examples=max(4, settings().max_examples // 5))
+half = settings(max_examples=max(4, settings().max_examples // 2))
+num_tokens = st.sampled_from([0, 1, 2, 7, 20])
+layouts = st.sampled_from([(1, 1), (4, 2), (8, 2), (6, 3)])  # experts, top_k
 widths = st.sampled_from([2, 30, 128, 130, 256])
 depths = st.sampled_from([1, 63, 128, 130, 256])
 blocks = st.sampled_from([16, 32, 64, 128])
@@ -109,6 +111,7 @@ def fp8_arguments(rows: int, num_experts: int, width: int, depth: int, fp8: torc
     }
 
 
+@half
 @given(
     num_tokens,
     layouts,
@@ -147,6 +150,7 @@ def test_fp8_blocks_agree_with_float64(backend, device, tokens, layout, width, d
     assert_close(got, want, noise=noise, backend=backend)
 
 
+@few
 @given(st.sampled_from([16, 64]), st.booleans(), data.seeds)
 def test_tokens_do_not_know_each_other(backend, device, block, silu, seed):
     """Token 3 of 20 gets the bits it gets alone, also when all others are NaN."""

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grouped matrix product: every row meets the weight of its expert, over slots sorted by `moe_align`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from rocm_infer import arch as archs
+from rocm_infer.arch import Arch
+from rocm_infer.triton_kernels._paged import FP8_BIASES, as_bytes, dot
+from rocm_infer.triton_kernels.common import check_tile, fp8_args, matrix_operand, options, silu, tile_of
+
+BLOCKS = (16, 32, 64, 128)
+
+
+@triton.jit
+def scaled(acc, product, x_scale, w_scale_ptr, column, k_block, row_stride, column_stride, ALIGNED: tl.constexpr):
+    """acc + product * scales of 128 of K. column: of each column of the tile; ALIGNED: all lie in one block of 128."""
+    if ALIGNED:
+        block = tl.min(column, 0) // 128
+        scale = x_scale * tl.load(w_scale_ptr + block.to(tl.int64) * row_stride + k_block * column_stride)
+        scale = tl.broadcast_to(scale[:, None], product.shape)
+    else:
+        w_scale = tl.load(w_scale_ptr + (column // 128).to(tl.int64) * row_stride + k_block * column_stride)
+        scale = x_scale[:, None] * w_scale[None, :]
+    return tl.fma(product, scale, acc)
+
+
+@triton.jit
+def moe_gemm_kernel(
+    y_ptr,  # [S, WIDTH]
+    x_ptr,  # [R, K], or bytes of fp8
+    w_ptr,  # [E, N, K], or bytes of fp8
+    sorted_slots_ptr,  # [num_blocks * BLOCK_M] int32
+    block_experts_ptr,  # [num_blocks] int32
+    num_padded_ptr,  # [1] int32
+    slot_weights_ptr,  # [S] fp32, or None
+    x_scale_ptr,  # [R, ceil(K / 128)] fp32, or None
+    w_scale_ptr,  # [E, ceil(N / 128), ceil(K / 128)] fp32, or None
+    num_slots,
+    K,
+    y_stride,
+    x_stride,
+    w_expert_stride,
+    w_stride,
+    x_scale_stride,
+    x_scale_column_stride,
+    w_scale_expert_stride,
+    w_scale_stride,
+    w_scale_column_stride,
+    WIDTH: tl.constexpr,  # columns of y: N, or N / 2 with SILU
+    SLOTS_PER_ROW: tl.constexpr,
+    SILU: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
+    FP8_BIAS: tl.constexpr,  # 0: no fp8
+    NATIVE: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    NUM_XCDS: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # divides 128
+    BLOCK_K: tl.constexpr,  # 128 with fp8
+):
+    """Split: one program per block of sorted slots and BLOCK_N columns of y; with SILU it owns both halves of these columns.
+    Traffic: tiles of x and w pass through LDS, ahead of the products. A weight is read once per block of its expert, and blocks
+        of one expert are neighbours in time, so all but the first find it in the L2 cache.
+    Needs: contiguous rows.
+    Why: gate and up are multiplied side by side from one tile of x and never leave registers. The grid is as large as any routing
+        may need; programs beyond num_padded leave at once, so nobody has to ask the device how many there are.
+    Source: Gale et al. 2022.
+    """
+    tl.assume(w_stride >= 0)
+    NUM_N: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
+    num_m = tl.load(num_padded_ptr) // BLOCK_M
+    pid = tl.program_id(0)
+    if pid >= num_m * NUM_N:
+        return
+    tile_m, tile_n = tile_of(pid, num_m, NUM_N, NUM_XCDS, GROUP_M)
+    expert = tl.load(block_experts_ptr + tile_m).to(tl.int64)
+    slots = tl.load(sorted_slots_ptr + tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M))
+    is_slot = slots < num_slots
+    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    y_ptrs = y_ptr + slots.to(tl.int64)[:, None] * y_stride + columns[None, :]
+    inside = is_slot[:, None] & (columns < WIDTH)[None, :]
+    if expert < 0:
+        tl.store(y_ptrs, tl.zeros([BLOCK_M, BLOCK_N], y_ptr.dtype.element_ty), mask=inside)
+        return
+
+    # Padding repeats row 0, columns beyond the edge repeat the last one; both are computed and not stored.
+    rows = tl.where(is_slot, slots // SLOTS_PER_ROW, 0).to(tl.int64)
+    column_in_tile = tl.minimum(tl.arange(0, BLOCK_N), WIDTH - 1 - tile_n * BLOCK_N)
+    k_in_tile = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + rows[:, None] * x_stride + k_in_tile[None, :]
+    w_offsets = column_in_tile[None, :] * w_stride + k_in_tile[:, None]
+    gate_ptr = w_ptr + expert * w_expert_stride + (tile_n * BLOCK_N).to(tl.int64) * w_stride
+    up_ptr = gate_ptr + tl.full([], WIDTH, tl.int64) * w_stride
+    if FP8_BIAS:
+        x_scale_ptrs = x_scale_ptr + rows * x_scale_stride
+        w_scale_ptr += expert * w_scale_expert_stride
+        column = tile_n * BLOCK_N + column_in_tile
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    acc_up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(0, K, BLOCK_K):
+        if EVEN_K:
+            x = tl.load(x_ptrs + k)
+            w = tl.load(gate_ptr + k + w_offsets)
+        else:
+            x = tl.load(x_ptrs + k, mask=(k_in_tile < K - k)[None, :], other=0)
+            w = tl.load(gate_ptr + k + w_offsets, mask=(k_in_tile < K - k)[:, None], other=0)
+        if SILU:
+            if EVEN_K:
+                up = tl.load(up_ptr + k + w_offsets)
+            else:
+                up = tl.load(up_ptr + k + w_offsets, mask=(k_in_tile < K - k)[:, None], other=0)
+        if FP8_BIAS:
+            block = k // BLOCK_K
+            x, w = matrix_operand(x, FP8_BIAS, NATIVE), matrix_operand(w, FP8_BIAS, NATIVE)
+            zero = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            x_scale = tl.load(x_scale_ptrs + block * x_scale_column_stride)
+            acc = scaled(acc, dot(x, w, zero), x_scale, w_scale_ptr, column, block, w_scale_stride, w_scale_column_stride, True)
+            if SILU:
+                up = matrix_operand(up, FP8_BIAS, NATIVE)
+                acc_up = scaled(
+                    acc_up, dot(x, up, zero), x_scale, w_scale_ptr, WIDTH + column, block, w_scale_stride, w_scale_column_stride,
+                    WIDTH % 128 == 0,
+                )  # fmt: skip
+        else:
+            acc = dot(x, w, acc)
+            if SILU:
+                acc_up = dot(x, up, acc_up)
+    if SILU:
+        acc = silu(acc) * acc_up
+    if HAS_WEIGHTS:
+        acc *= tl.load(slot_weights_ptr + slots, mask=is_slot, other=0.0)[:, None]
+    tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
+    """dims: M (block of moe_align), Y (blocks at most), W (columns of y), K, itemsize, silu."""
+    block_m, silu_factor = dims["M"], 2 if dims["silu"] else 1
+    # As wide as leaves two programs per compute unit: a decode step has few blocks and wants its weights from everywhere at once.
+    block_n = 128 // silu_factor
+    while block_n > 16 and dims["Y"] * triton.cdiv(dims["W"], block_n) < 2 * arch.num_cus:
+        block_n //= 2
+    # 128 bytes of a row: whole cache lines. A narrow 16-bit tile takes twice as much, or its products wait for addresses.
+    wide = dims["itemsize"] == 2 and block_m * block_n * silu_factor <= 64 * 64
+    block_k = 256 // dims["itemsize"] if wide else 128 // dims["itemsize"]
+    tile_bytes = (block_m + block_n * silu_factor) * block_k * dims["itemsize"]
+    return {
+        "NUM_XCDS": arch.num_xcds,
+        "GROUP_M": 8 if block_m >= 64 else 1,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": block_k,
+        "EVEN_K": dims["K"] % block_k == 0,
+        **options(
+            arch,
+            num_warps=8 if block_m * block_n * silu_factor >= 128 * 128 else 4,
+            # A second step on its way where LDS holds it for two workgroups.
+            num_stages=3 if 4 * tile_bytes <= arch.lds_bytes else 2,
+            matrix=True,
+        ),
+    }
+
+
+def supports(call: Any) -> str | None:
+    dims, dtypes, scalars = call.dims, call.dtypes, call.scalars
+    is_fp8 = dtypes["x"] in FP8_BIASES
+    if is_fp8 != ("x_scale" in dtypes) or is_fp8 != ("w_scale" in dtypes) or (is_fp8 and scalars["out_dtype"] is None):
+        return "x_scale, w_scale, out_dtype: expected all three for fp8 and no scales otherwise"
+    if scalars["silu"] and dims["N"] % 2:
+        return f"w: expected an even N, gate and up one after the other, got {dims['N']}"
+    if dims["Y"] and dims["Z"] // dims["Y"] not in BLOCKS:
+        return f"sorted_slots: expected blocks of {', '.join(map(str, BLOCKS))}, got {dims['Z'] // dims['Y']}"
+    return None
+
+
+def launch(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    sorted_slots: torch.Tensor,
+    block_experts: torch.Tensor,
+    num_padded: torch.Tensor,
+    slot_weights: torch.Tensor | None,
+    x_scale: torch.Tensor | None,
+    w_scale: torch.Tensor | None,
+    *,
+    num_slots: int,
+    slots_per_row: int,
+    silu: bool,
+    out_dtype: torch.dtype | None,
+) -> None:
+    num_blocks, depth = block_experts.shape[0], x.shape[1]
+    if y.numel() == 0 or num_blocks == 0:
+        return
+    check_tile("moe_gemm", x=x, w=w)
+    arch = archs.current(x.device)
+    width = y.shape[1]
+    dims = {"M": sorted_slots.shape[0] // num_blocks, "Y": num_blocks, "W": width, "K": depth}
+    chosen = config(arch, {**dims, "itemsize": x.element_size(), "silu": silu})
+    moe_gemm_kernel[(num_blocks * triton.cdiv(width, chosen["BLOCK_N"]),)](
+        y,
+        as_bytes(x),
+        as_bytes(w),
+        sorted_slots,
+        block_experts,
+        num_padded,
+        slot_weights,
+        x_scale,
+        w_scale,
+        num_slots,
+        depth,
+        y.stride(0),
+        x.stride(0),
+        *w.stride()[:2],
+        *((0, 0) if x_scale is None else x_scale.stride()),
+        *((0, 0, 0) if w_scale is None else w_scale.stride()),
+        WIDTH=width,
+        SLOTS_PER_ROW=slots_per_row,
+        SILU=silu,
+        HAS_WEIGHTS=slot_weights is not None,
+        **fp8_args(arch, x.dtype),
+        **chosen,
+    )
