@@ -16,10 +16,11 @@ from aiohttp import web
 
 from rocm_infer.server import info, native, openai, openapi, page, schema
 from rocm_infer.server.body import CALL, SERVICE
+from rocm_infer.server.call import Call
 from rocm_infer.server.errors import ApiError, from_http, internal_error
 from rocm_infer.server.openai import STREAMS
 from rocm_infer.server.openapi import Route
-from rocm_infer.server.service import Call, Service
+from rocm_infer.server.service import Service
 from rocm_infer.server.sse import OpenStreams
 from rocm_infer.text.chat import ChatError
 

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from rocm_infer.server.call import Call
 from rocm_infer.server.errors import ApiError
 from rocm_infer.server.schema import Body, decode_json, parse
-from rocm_infer.server.service import Call, Service
+from rocm_infer.server.service import Service
 
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 CALL: web.RequestKey[Call] = web.RequestKey("call", Call)

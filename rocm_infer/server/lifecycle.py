@@ -19,8 +19,9 @@ from rocm_infer.config import EngineConfig, SamplingParams, ServerConfig
 from rocm_infer.engine.client import EngineClient, EngineDied
 from rocm_infer.hub import resolve_model
 from rocm_infer.server.app import build_app
+from rocm_infer.server.call import Call
 from rocm_infer.server.errors import ApiError
-from rocm_infer.server.service import Call, Service, load_model_files
+from rocm_infer.server.service import Service, load_model_files
 
 log = logging.getLogger("rocm_infer.server")
 

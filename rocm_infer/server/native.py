@@ -14,11 +14,13 @@ from aiohttp import web
 from rocm_infer.config import SamplingParams
 from rocm_infer.engine.messages import TokenLogprob
 from rocm_infer.server.body import SERVICE, call_of, json_response, read_body, read_fields
+from rocm_infer.server.call import Call
 from rocm_infer.server.errors import ApiError, bad_value, unavailable
+from rocm_infer.server.generation import Generation
 from rocm_infer.server.logprobs import native_logprobs, native_top_logprobs
 from rocm_infer.server.openai import STREAMS
 from rocm_infer.server.schema import AbortBody, NativeRequest, NativeSampling, native_params, parse
-from rocm_infer.server.service import Call, Generation, Service
+from rocm_infer.server.service import Service
 from rocm_infer.server.sse import EventStream, event
 from rocm_infer.text.outputs import Output
 

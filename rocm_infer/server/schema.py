@@ -185,6 +185,12 @@ class AbortBody(Struct, kw_only=True):
     abort_all: bool = False
 
 
+# Fields of SamplingParams that requests carry under the same names (native requests rename two).
+COPIED = (
+    *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("logit_bias", "seed", "n", "stop", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens"),
+)
+
 Body = TypeVar("Body", bound=Struct)
 
 
@@ -235,23 +241,8 @@ def params_of(
     logprobs_name: str,
 ) -> SamplingParams:
     """Sampling parameters of an OpenAI request; errors carry the request's own field names."""
-    fields: dict[str, Any] = {
+    fields = {name: getattr(body, name) for name in COPIED} | {
         "max_tokens": max_tokens,
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": body.top_k,
-        "min_p": body.min_p,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        "repetition_penalty": body.repetition_penalty,
-        "logit_bias": body.logit_bias,
-        "seed": body.seed,
-        "n": body.n,
-        "stop": body.stop,
-        "stop_token_ids": tuple(body.stop_token_ids),
-        "min_tokens": body.min_tokens,
-        "ignore_eos": body.ignore_eos,
-        "skip_special_tokens": body.skip_special_tokens,
         "include_stop": body.include_stop_str_in_output or body.no_stop_trim,
         "logprobs": logprobs,
         "prompt_logprobs": body.prompt_logprobs,
@@ -263,31 +254,15 @@ def native_params(
     body: NativeSampling, *, defaults: Mapping[str, Any], vocab_size: int, logprobs: int | None, prompt_logprobs: int | None
 ) -> SamplingParams:
     """Sampling parameters of a /generate request."""
-    fields: dict[str, Any] = {
+    source = {"min_tokens": "min_new_tokens", "seed": "sampling_seed"}
+    fields = {name: getattr(body, source.get(name, name)) for name in COPIED} | {
         "max_tokens": body.max_new_tokens,
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": body.top_k,
-        "min_p": body.min_p,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        "repetition_penalty": body.repetition_penalty,
-        "logit_bias": body.logit_bias,
-        "seed": body.sampling_seed,
-        "n": body.n,
-        "stop": body.stop,
-        "stop_token_ids": tuple(body.stop_token_ids),
-        "min_tokens": body.min_new_tokens,
-        "ignore_eos": body.ignore_eos,
-        "skip_special_tokens": body.skip_special_tokens,
         "include_stop": body.no_stop_trim,
         "logprobs": logprobs,
         "prompt_logprobs": prompt_logprobs,
     }
-    names = {
+    names = {name: f"sampling_params.{field}" for name, field in source.items()} | {
         "max_tokens": "sampling_params.max_new_tokens",
-        "min_tokens": "sampling_params.min_new_tokens",
-        "seed": "sampling_params.sampling_seed",
         "logprobs": "top_logprobs_num",
         "prompt_logprobs": "top_logprobs_num",
     }
@@ -307,6 +282,7 @@ def make_params(
     if chosen.get("top_k") == -1:
         chosen["top_k"] = 0
     stop = chosen["stop"]
+    chosen["stop_token_ids"] = tuple(chosen["stop_token_ids"])
     chosen["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     if any(len(text) > MAX_STOP_LEN for text in chosen["stop"]):
         raise bad_value(name_of("stop"), f"{name_of('stop')}: expected strings of at most {MAX_STOP_LEN} characters")

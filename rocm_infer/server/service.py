@@ -8,28 +8,28 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rocm_infer import __version__
 from rocm_infer.config import EngineConfig, SamplingParams, ServerConfig
-from rocm_infer.engine.client import EngineClient, RequestStream
-from rocm_infer.engine.messages import AddRequest, RequestOutput
+from rocm_infer.engine.client import EngineClient
+from rocm_infer.engine.messages import AddRequest
+from rocm_infer.server.call import Call
 from rocm_infer.server.errors import (
     ApiError,
     bad_value,
     context_exceeded,
-    from_engine,
-    internal_error,
     model_not_found,
     unavailable,
 )
+from rocm_infer.server.generation import Generation
 from rocm_infer.server.metrics import Metrics
 from rocm_infer.text.chat import ChatError, ChatTemplate, Message
 from rocm_infer.text.files import read_json, sampling_defaults
-from rocm_infer.text.outputs import Output, fan_out
+from rocm_infer.text.outputs import fan_out
 from rocm_infer.text.reasoning import thinks
 from rocm_infer.text.tokenizer import Tokenizer
 
@@ -38,14 +38,6 @@ log = logging.getLogger("rocm_infer.server")
 Phase = Literal["starting", "ready", "draining", "unhealthy"]
 LONG_TEXT = 8192  # characters; longer texts are encoded in a thread
 MAX_REMEMBERED_NAMES = 1000
-
-
-@dataclass
-class Call:
-    """One HTTP request: the id its client knows, and when it came."""
-
-    id: str
-    started: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True)
@@ -236,119 +228,3 @@ class Service:
                 self.metrics.engine.values = await asyncio.wait_for(self.client.stats(), 2.0)
             except (TimeoutError, asyncio.TimeoutError, RuntimeError):
                 log.debug("no engine statistics")
-
-
-class Generation:
-    """The outputs of one HTTP request while they grow: `async for index, new_text in generation`.
-
-    Output `index` is prompt_index * count + choice. Raises ApiError when one of them fails. `close` aborts what still runs.
-    """
-
-    def __init__(self, service: Service, call: Call) -> None:
-        self._service = service
-        self._call = call
-        self._streams: list[RequestStream] = []
-        self._requests: list[AddRequest] = []
-        self._tasks: list[asyncio.Task[None]] = []
-        self._names = [call.id]
-        self._first_token: list[float] = []
-        self._last_token: list[float] = []
-        self.outputs: list[Output] = []
-        service.register(call.id, self)
-
-    def add(self, request: AddRequest) -> None:
-        self._requests.append(request)
-        self._streams.append(self._service.client.add(request))
-        self.outputs.append(Output(self._service.tokenizer, request.params))
-        self._first_token.append(0.0)
-        self._last_token.append(0.0)
-        if request.params.max_tokens is not None:
-            self._service.metrics.max_tokens.observe(request.params.max_tokens)
-
-    def name(self, alias: str) -> None:
-        """Another id under which a client may abort this."""
-        self._names.append(alias)
-        self._service.register(alias, self)
-
-    def abort(self) -> None:
-        """Ends every output as the engine ends it: finish_reason "abort"."""
-        for request in self._requests:
-            self._service.client.abort(request.rid)
-
-    def close(self) -> None:
-        """Stops whatever still runs and forgets the generation. May be called more than once."""
-        for task in self._tasks:
-            task.cancel()
-        for stream, output in zip(self._streams, self.outputs, strict=True):
-            if not output.done:
-                self._service.metrics.finished("abort")
-                output.finish_reason = "abort"
-            stream.close()
-        for name in self._names:
-            self._service.unregister(name, self)
-        self._names = []
-
-    async def finish(self) -> None:
-        """Waits for the end of every output."""
-        async for _ in self:
-            pass
-
-    async def __aiter__(self) -> AsyncIterator[tuple[int, str]]:
-        running = len(self.outputs)
-        async for index, step in self._steps():
-            output = self.outputs[index]
-            if output.done:
-                continue
-            text = output.feed(step)
-            self._measure(index, step)
-            if output.finish_reason == "error":
-                self._service.metrics.finished("error")
-                raise from_engine(output.error, self._call.id)
-            if output.done:
-                self._ended(index, step)
-                running -= 1
-            yield index, text
-            if not running:
-                return
-        raise internal_error(self._call.id, "the engine ended the request without a reason")
-
-    async def _steps(self) -> AsyncIterator[tuple[int, RequestOutput]]:
-        """What the engine says, of all outputs as it comes."""
-        if len(self._streams) == 1:
-            async for step in self._streams[0]:
-                yield 0, step
-            return
-        queue: asyncio.Queue[tuple[int, RequestOutput]] = asyncio.Queue()
-
-        async def pump(index: int) -> None:
-            async for step in self._streams[index]:
-                queue.put_nowait((index, step))
-            queue.put_nowait((index, RequestOutput("", [], "error")))  # ignored unless the stream broke off
-
-        self._tasks = [asyncio.ensure_future(pump(index)) for index in range(len(self._streams))]
-        while True:
-            yield await queue.get()
-
-    def _measure(self, index: int, step: RequestOutput) -> None:
-        now = self._service.last_answer = time.perf_counter()
-        if not step.token_ids:
-            return
-        metrics, last = self._service.metrics, self._last_token[index]
-        metrics.generation_tokens.inc(len(step.token_ids))
-        if last:
-            metrics.between_tokens.observe((now - last) / len(step.token_ids))
-        else:
-            self._first_token[index] = now
-            metrics.first_token.observe(now - self._call.started)
-        self._last_token[index] = now
-
-    def _ended(self, index: int, step: RequestOutput) -> None:
-        output, metrics = self.outputs[index], self._service.metrics
-        if step.finish_reason is None:
-            self._streams[index].close()
-        metrics.finished(output.finish_reason or "error")
-        metrics.prompt_tokens.inc(output.num_prompt)
-        metrics.prompt_len.observe(output.num_prompt)
-        metrics.output_len.observe(len(output.token_ids))
-        metrics.end_to_end.observe(time.perf_counter() - self._call.started)
-        metrics.decode_time.observe(self._last_token[index] - self._first_token[index])

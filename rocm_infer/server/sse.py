@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from rocm_infer.server.call import Call
 from rocm_infer.server.errors import ApiError, internal_error
-from rocm_infer.server.service import Call
 
 log = logging.getLogger("rocm_infer.server")
 
