@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from rocm_infer.server import schema
 from tests.server.fakes import CONTEXT, MODEL, TOKENIZER, FakeClient, Harness, Script, run
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -181,3 +183,11 @@ def test_the_chat_page_loads_nothing_from_elsewhere() -> None:
         assert "://" not in text
 
     run(scenario, api_key=("k",))
+
+
+def test_the_guide_names_every_parameter() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text()
+    for kind in (schema.ChatRequest, schema.CompletionRequest, schema.StreamOptions):
+        for name in kind.__struct_fields__:
+            assert f"`{name}`" in guide, name
+    assert all(f"`{name}`" in guide for name in schema.IGNORED)
