@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import itertools
+import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -18,8 +23,9 @@ import zmq
 import zmq.asyncio
 
 from rocm_infer.config import EngineConfig
+from rocm_infer.engine.capsule import History, make_capsule, write_capsule
 from rocm_infer.engine.messages import (
-    EXIT_HUNG,
+    STACKS,
     AbortRequest,
     AddRequest,
     CacheFlushed,
@@ -38,11 +44,16 @@ from rocm_infer.engine.messages import (
     decode_from_worker,
     encode,
 )
+from rocm_infer.engine.recorder import FILE_NAME, Recording
+
+logger = logging.getLogger(__name__)
 
 ClientState = Literal["new", "starting", "ready", "dead", "closed"]
 
 WORKER = (sys.executable, "-m", "rocm_infer.engine.worker")
 MAX_SOCKET_PATH = 100  # bytes; the kernel's limit for a local socket is 107
+MAX_STACKS = 1 << 20  # bytes of stacks that are read
+STACKS_SECONDS = 1.0  # that a hung worker gets to write its stacks
 
 
 class EngineDied(RuntimeError):
@@ -85,7 +96,9 @@ class EngineClient:
     """One engine worker process, seen from one asyncio loop.
 
     `on_death(message)` is called once, in the loop, when a worker that was ready is gone without having been asked to. `start`
-    may then be called again.
+    may then be called again. Such a death leaves a capsule in `capsule_dir` (None: it does not), with token ids only if asked for.
+    A worker that does not begin a step for `config.step_timeout` seconds while requests are alive is killed; the stacks of both
+    processes go to the log first.
     """
 
     def __init__(
@@ -95,17 +108,24 @@ class EngineClient:
         on_death: Callable[[str], None] | None = None,
         command: Sequence[str] = WORKER,
         log_level: str = "info",
+        capsule_dir: Path | None = None,
+        capsule_token_ids: bool = False,
     ) -> None:
         self.config = config
         self.state: ClientState = "new"
         self.info: dict[str, Any] = {}  # Engine.info, once ready
         self.failure: str | None = None  # why the worker is dead
+        self.capsule: Path | None = None  # what the last dead worker left
         self._on_death = on_death
         self._command = (*command, "--log-level", log_level)
         self._streams: dict[str, RequestStream] = {}
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._reply_ids = itertools.count()
         self._fatal: str | None = None
+        self._capsule_dir = capsule_dir
+        self._capsule_token_ids = capsule_token_ids
+        self._history = History()
+        self._busy_since = 0.0
 
     async def start(self) -> dict[str, Any]:
         """Start the worker, wait until it is ready, return `Engine.info`. Raises EngineDied with the worker's reason."""
@@ -118,6 +138,8 @@ class EngineClient:
             self._clean_up()
             self.state = "dead"
             raise EngineDied(f"the path of the engine's socket is too long: {address}; set TMPDIR to a shorter folder")
+        self._recording = Recording(Path(self._folder, FILE_NAME))
+        self._history = History()
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
@@ -139,6 +161,7 @@ class EngineClient:
         self._process.stdin.write(msgspec.json.encode(self.config) + b"\n")
         self._receiver = asyncio.create_task(self._receive())
         self._watcher = asyncio.create_task(self._watch())
+        self._watchdog = asyncio.create_task(self._watch_beats())
         return await asyncio.shield(self._ready)
 
     def add(self, request: AddRequest) -> RequestStream:
@@ -149,7 +172,11 @@ class EngineClient:
         elif request.rid in self._streams:
             self._fail(stream, "duplicate_request_id", "this id is in use; choose another")
         else:
+            if not self._streams:
+                self._busy_since = time.monotonic()
             self._streams[request.rid] = stream
+            if self._capsule_dir is not None:
+                self._history.add(request)
             self._send(request)
         return stream
 
@@ -157,6 +184,13 @@ class EngineClient:
         """Abort a request; its stream ends with finish_reason "abort". An unknown rid is ignored."""
         if self.state == "ready" and rid in self._streams:
             self._send(AbortRequest(rid))
+
+    def expire(self, rid: str, seconds: float) -> None:
+        """End a request at its deadline: its stream gets the error "timeout" at once, whatever the worker is doing."""
+        self.abort(rid)
+        stream = self._streams.pop(rid, None)
+        if stream is not None:
+            self._fail(stream, "timeout", f"not finished within {seconds:g} seconds")
 
     def abort_all(self) -> None:
         """Abort every request."""
@@ -232,6 +266,7 @@ class EngineClient:
                 reply.set_result(message.num_pages if isinstance(message, CacheFlushed) else message.values)
 
     def _hand_over(self, output: RequestOutput) -> None:
+        self._history.note(output)
         stream = self._streams.get(output.rid)
         if stream is not None:
             stream.put(output)
@@ -241,16 +276,74 @@ class EngineClient:
     async def _watch(self) -> None:
         """Wait for the worker to end, read what it said last, and tell everybody who waits for it."""
         status = await self._process.wait()
+        self._watchdog.cancel()
         await asyncio.sleep(0.05)  # the receiver gets what was still in the socket
         self._receiver.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._receiver
+        reason = self._fatal or self._describe_exit(status)
+        if self.state == "ready" and self._capsule_dir is not None:
+            self._leave_capsule(reason, self._capsule_dir)
         self._close()
-        self._mourn(self._fatal or self._describe_exit(status))
+        self._mourn(reason)
+
+    async def _watch_beats(self) -> None:
+        """Kill a worker that shows no sign of life while it has work: a hung device gives no other sign."""
+        timeout = self.config.step_timeout
+        while True:
+            await asyncio.sleep(min(1.0, timeout / 4))
+            silent = time.monotonic() - max(self._recording.last_beat(), self._busy_since)
+            if self.state == "ready" and self._streams and silent > timeout:
+                self._fatal = f"a step took longer than step_timeout ({timeout:g} s)"
+                await self._log_stacks()
+                self._process.kill()
+                return
+
+    async def _log_stacks(self) -> None:
+        """The stacks of the hung worker and of this process, to the log."""
+        self._process.send_signal(signal.SIGUSR2)
+        deadline = time.monotonic() + STACKS_SECONDS
+        while not self._read_stacks() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # for the rest of what it is writing
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file)
+            file.seek(0)
+            own = file.read().decode(errors="replace")
+        logger.critical(
+            "%s\nstacks of the engine process %d:\n%s\nstacks of this process %d:\n%s",
+            self._fatal,
+            self._process.pid,
+            self._read_stacks() or "it did not answer",
+            os.getpid(),
+            own,
+        )
+
+    def _read_stacks(self) -> str:
+        try:
+            with open(os.path.join(self._folder, STACKS), "rb") as file:
+                return file.read(MAX_STACKS).decode(errors="replace")
+        except OSError:
+            return ""
+
+    def _leave_capsule(self, reason: str, folder: Path) -> None:
+        capsule = make_capsule(
+            reason=reason,
+            config=self.config,
+            info=self.info,
+            steps=self._recording.steps(),
+            requests=self._history.entries(),
+            stacks=self._read_stacks(),
+            with_token_ids=self._capsule_token_ids,
+        )
+        try:
+            self.capsule = write_capsule(capsule, folder)
+        except OSError as error:
+            logger.error("the last steps of the engine could not be written to %s: %s", folder, error)
+        else:
+            logger.error("the last steps of the engine are in %s; `rocm-infer replay` repeats them", self.capsule)
 
     def _describe_exit(self, status: int) -> str:
-        if status == EXIT_HUNG:
-            return f"a step took longer than step_timeout ({self.config.step_timeout:g} s)"
         if status < 0:
             return f"the engine process was killed by signal {-status}"
         return f"the engine process exited with status {status}"
@@ -280,6 +373,7 @@ class EngineClient:
     def _close(self) -> None:
         self._socket.close()
         self._context.term()
+        self._recording.close()
         self._clean_up()
 
     def _clean_up(self) -> None:

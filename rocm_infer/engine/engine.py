@@ -15,6 +15,7 @@ from rocm_infer.engine.batch import BatchBuilder, ScoredRows
 from rocm_infer.engine.kv_cache import KVCache
 from rocm_infer.engine.memory import MemoryPlan, available_bytes, plan_memory
 from rocm_infer.engine.messages import AddRequest, RequestOutput, TokenLogprob
+from rocm_infer.engine.recorder import Recorder
 from rocm_infer.engine.request import Request, RequestRefused, Status
 from rocm_infer.engine.runner import Model, Runner
 from rocm_infer.engine.sampler import Sampled, Sampler, score
@@ -37,10 +38,11 @@ class Engine:
 
     `info` (plain JSON data): model, architecture, context_length, vocab_size, eos_ids, bos_id, dtype, kv_cache_dtype, device,
     weight_bytes, max_total_tokens, page_size, max_running_requests, max_queued_requests, chunked_prefill_size, prefix_cache,
-    num_threads, memory (the plan).
+    num_threads, memory (the plan). `recorder`, if set, is told of every step.
     """
 
     info: dict[str, Any]
+    recorder: Recorder | None = None
 
     def __init__(self, config: EngineConfig, model: Model | None = None, sample: Callable[..., Any] | None = None) -> None:
         """Load `config.model` (or take the given model and `sample` op), plan memory, allocate the cache.
@@ -71,24 +73,26 @@ class Engine:
 
     def add(self, request: AddRequest) -> None:
         """Queue a request. Raises RequestRefused (`.info`: ErrorInfo) if it can never run or the queue is full."""
-        params = request.params
         self._check_tokens(request)
-        eos = () if params.ignore_eos else self.model.config.eos_ids
-        self.scheduler.add(
-            Request(
-                rid=request.rid,
-                tokens=list(request.prompt_ids),
-                num_prompt=len(request.prompt_ids),
-                params=params,
-                max_len=self._max_len(request),
-                stop_ids=frozenset(params.stop_token_ids).union(eos),
-                seed=_mix(self.config.random_seed, self.num_arrivals) if params.seed is None else params.seed,
-                arrival=self.num_arrivals,
-                priority=request.priority,
-                salt=request.salt,
-            )
-        )
+        self.scheduler.add(self.make_request(request, self.num_arrivals))
         self.num_arrivals += 1
+
+    def make_request(self, request: AddRequest, arrival: int) -> Request:
+        """The engine's own record of a request. Raises RequestRefused if it does not fit the context."""
+        params = request.params
+        eos = () if params.ignore_eos else self.model.config.eos_ids
+        return Request(
+            rid=request.rid,
+            tokens=list(request.prompt_ids),
+            num_prompt=len(request.prompt_ids),
+            params=params,
+            max_len=self._max_len(request),
+            stop_ids=frozenset(params.stop_token_ids).union(eos),
+            seed=_mix(self.config.random_seed, arrival) if params.seed is None else params.seed,
+            arrival=arrival,
+            priority=request.priority,
+            salt=request.salt,
+        )
 
     def abort(self, rid: str) -> None:
         """End a request in any state; its last output (finish_reason "abort") comes from the next `step`."""
@@ -110,14 +114,29 @@ class Engine:
         outputs, self.pending = self.pending, []
         step = self.scheduler.schedule()
         if step is not None:
+            if self.recorder is not None:
+                self.recorder.begin(step)
             try:
-                sampled = self._run(step)
+                sampled = self.run(step)
             except Exception as error:
                 logger.exception("a step of %d requests failed", len(step.requests()))
                 outputs += self._salvage(step, error)
             else:
+                if self.recorder is not None:
+                    self.recorder.end(sampled.ids)
                 outputs += self._commit(step, sampled)
         return outputs
+
+    def run(self, step: Step) -> Sampled:
+        """The forward pass of a step and the tokens it gives, without any bookkeeping; for `step`, and to repeat a step."""
+        batch = self.builder.build(step)
+        hidden = self.runner.forward(batch)
+        for scored in batch.scored:
+            self._score(hidden, scored)
+        if not batch.requests:
+            return Sampled([], None)
+        logits = self.runner.logits(hidden[batch.logits_index])
+        return self.sampler.sample(logits, batch.requests)
 
     def flush(self) -> int:
         """Drop cached prefixes that no running request uses; returns the number of pages freed."""
@@ -180,16 +199,6 @@ class Engine:
             raise RequestRefused("invalid_value", message, "min_tokens")
         return num_prompt + max_tokens
 
-    def _run(self, step: Step) -> Sampled:
-        batch = self.builder.build(step)
-        hidden = self.runner.forward(batch)
-        for scored in batch.scored:
-            self._score(hidden, scored)
-        if not batch.requests:
-            return Sampled([], None)
-        logits = self.runner.logits(hidden[batch.logits_index])
-        return self.sampler.sample(logits, batch.requests)
-
     def _score(self, hidden: torch.Tensor, scored: ScoredRows) -> None:
         """Append the log-probabilities of a chunk's prompt tokens to their request."""
         request = scored.request
@@ -210,7 +219,7 @@ class Engine:
             try:
                 if len(parts) == 1:
                     raise error
-                sampled = self._run(part)
+                sampled = self.run(part)
             except Exception as cause:
                 outputs.append(self._fail(part.requests()[0], cause))
             else:

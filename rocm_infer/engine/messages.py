@@ -26,6 +26,7 @@ ErrorCode = Literal[
     "nan_logits",  # the model produced NaN for this request, no token could be chosen
     "internal_error",  # a step failed; the message says how
     "engine_dead",  # the worker process is gone
+    "timeout",  # the request took longer than its deadline
 ]
 
 
@@ -136,7 +137,7 @@ class Fatal(msgspec.Struct, tag=True):
 ToWorker = AddRequest | AbortRequest | FlushCache | GetStats | Shutdown
 FromWorker = Ready | Outputs | CacheFlushed | Stats | Fatal
 
-EXIT_HUNG = 70  # exit status of a worker whose step took longer than step_timeout
+STACKS = "stacks"  # file in the folder of the socket: where the worker writes its stacks when it faults or at SIGUSR2
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode

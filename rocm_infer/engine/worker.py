@@ -8,14 +8,14 @@ and so must we be. Signals are the parent's business.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import faulthandler
 import gc
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import zmq
 from rocm_infer.config import EngineConfig
 from rocm_infer.engine.engine import Engine
 from rocm_infer.engine.messages import (
-    EXIT_HUNG,
+    STACKS,
     AbortRequest,
     AddRequest,
     CacheFlushed,
@@ -42,6 +42,7 @@ from rocm_infer.engine.messages import (
     decode_to_worker,
     encode,
 )
+from rocm_infer.engine.recorder import FILE_NAME, Recorder
 from rocm_infer.engine.request import RequestRefused
 
 logger = logging.getLogger(__name__)
@@ -56,11 +57,11 @@ class UnusableModel(Exception):
 class Worker:
     """Messages in, steps, messages out, until Shutdown."""
 
-    def __init__(self, engine: Engine, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, engine: Engine, socket: zmq.Socket[bytes], recorder: Recorder) -> None:
         self.engine = engine
         self.socket = socket
+        self.recorder = recorder
         self.refused: list[RequestOutput] = []
-        self.step_started: float | None = None  # read by the watchdog
 
     def serve(self) -> None:
         """Run until told to stop. Waits for messages only when there is nothing to compute."""
@@ -69,9 +70,8 @@ class Worker:
                 if isinstance(message, Shutdown):
                     return
                 self._handle(message)
-            self.step_started = time.monotonic()
+            self.recorder.beat()
             outputs = self.refused + self.engine.step()
-            self.step_started = None
             self.refused = []
             if outputs:
                 self._send(Outputs(outputs))
@@ -113,13 +113,16 @@ def main(argv: list[str] | None = None, make_engine: Callable[[EngineConfig], En
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
-    threading.Thread(target=_leave_with_parent, args=(args.socket,), daemon=True).start()
+    folder = Path(args.socket.removeprefix("ipc://")).parent
+    threading.Thread(target=_leave_with_parent, args=(folder,), daemon=True).start()
+    _tell_stacks(folder / STACKS)
+    recorder = Recorder(folder / FILE_NAME)
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.set_hwm(0)
         socket.linger = 2000
         socket.connect(args.socket)
         try:
-            _serve(config, make_engine, socket)
+            _serve(config, make_engine, socket, recorder)
         except UnusableModel as error:
             logger.error("%s", error)
             socket.send(encode(Fatal(str(error))))
@@ -131,39 +134,36 @@ def main(argv: list[str] | None = None, make_engine: Callable[[EngineConfig], En
     return 0
 
 
-def _serve(config: EngineConfig, make_engine: Callable[[EngineConfig], Engine], socket: zmq.Socket[bytes]) -> None:
+def _serve(
+    config: EngineConfig, make_engine: Callable[[EngineConfig], Engine], socket: zmq.Socket[bytes], recorder: Recorder
+) -> None:
     try:
         engine = make_engine(config)
     except (ValueError, OSError) as error:
         logger.debug("loading failed", exc_info=True)
         raise UnusableModel(str(error)) from error
-    worker = Worker(engine, socket)
-    threading.Thread(target=_watch_steps, args=(worker, config.step_timeout), daemon=True).start()
+    engine.recorder = recorder
+    worker = Worker(engine, socket, recorder)
     gc.collect()
     gc.freeze()  # what is alive now stays alive: later collections need not look at it
     socket.send(encode(Ready(engine.info)))
     worker.serve()
 
 
-def _leave_with_parent(address: str) -> None:
-    """End the process when stdin closes, which is when the parent ends, however it ends; remove the socket it left."""
+def _leave_with_parent(folder: Path) -> None:
+    """End the process when stdin closes, which is when the parent ends, however it ends; remove the folder it left."""
     while os.read(sys.stdin.fileno(), 1):
         pass
-    path = Path(address.removeprefix("ipc://"))
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-        path.parent.rmdir()
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(EXIT_FATAL)
 
 
-def _watch_steps(worker: Worker, timeout: float) -> None:
-    """End the process when one step takes longer than `timeout` seconds: a hung device gives no other sign."""
-    while True:
-        time.sleep(min(1.0, timeout / 4))
-        started = worker.step_started
-        if started is not None and time.monotonic() - started > timeout:
-            logger.critical("a step takes longer than step_timeout (%g s); the worker ends itself", timeout)
-            os._exit(EXIT_HUNG)
+def _tell_stacks(path: Path) -> None:
+    """Write the stacks of all threads to a file when a fault ends the process, and at SIGUSR2, which the parent sends to a
+    worker that hangs. Both work without the interpreter's lock, so also where a library call never returns."""
+    file = path.open("w")
+    faulthandler.enable(file)
+    faulthandler.register(signal.SIGUSR2, file)
 
 
 if __name__ == "__main__":

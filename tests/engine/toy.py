@@ -21,10 +21,10 @@ NAN_TOKEN = 59  # a history that holds it has NaN logits
 FAIL_TOKEN = 60  # computing it raises
 
 
-def toy_config(max_len: int = 512) -> ModelConfig:
+def toy_config(max_len: int = 512, vocab_size: int = VOCAB, eos_id: int = EOS) -> ModelConfig:
     return ModelConfig(
         architecture="Toy",
-        vocab_size=VOCAB,
+        vocab_size=vocab_size,
         hidden=1,
         intermediate=1,
         num_layers=1,
@@ -34,7 +34,7 @@ def toy_config(max_len: int = 512) -> ModelConfig:
         max_len=max_len,
         rms_eps=0.0,
         rope=RopeConfig(theta=1.0, width=0),
-        eos_ids=(EOS,),
+        eos_ids=(eos_id,),
     )
 
 
@@ -45,14 +45,17 @@ def mix(x: torch.Tensor) -> torch.Tensor:
 
 
 class ToyModel:
-    """Hidden state [T, 2]: the hash of the history up to the token, and whether NAN_TOKEN is in it."""
+    """Hidden state [T, 2]: the hash of the history up to the token, and whether the last token but one of the vocabulary is in it.
+
+    That token makes NaN, the last one raises; neither is sampled.
+    """
 
     device = torch.device("cpu")
     dtype = torch.float32
     weight_bytes = 0
 
-    def __init__(self, max_len: int = 512) -> None:
-        self.config = toy_config(max_len)
+    def __init__(self, max_len: int = 512, vocab_size: int = VOCAB, eos_id: int = EOS) -> None:
+        self.config = toy_config(max_len, vocab_size, eos_id)
 
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
         return 8
@@ -61,7 +64,7 @@ class ToyModel:
         return [torch.full((num_pages, page_size), -(10**12), dtype=torch.int64)]
 
     def forward(self, batch: Batch, cache: list[Any]) -> torch.Tensor:
-        if (batch.token_ids == FAIL_TOKEN).any():
+        if (batch.token_ids == self.config.vocab_size - 1).any():
             raise RuntimeError("the toy cannot compute this token")
         page_size = cache[0].shape[1]
         slots = cache[0].view(-1)
@@ -70,15 +73,15 @@ class ToyModel:
         for b, kv_len in enumerate(batch.kv_len.tolist()):
             pages = batch.page_table[b, : -(-kv_len // page_size)].long()
             history = cache[0][pages].view(-1)[:kv_len]
-            is_nan = (history // 1_000_003 == NAN_TOKEN).cumsum(0)
+            is_nan = (history // 1_000_003 == self.config.vocab_size - 2).cumsum(0)
             states = torch.stack([mix(history * 31 + torch.arange(kv_len)).cumsum(0), is_nan], dim=1)
             hidden.append(states[kv_len - int(batch.query_start[b + 1] - batch.query_start[b]) :])
         return torch.cat(hidden)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        values = mix(hidden[:, :1] + torch.arange(VOCAB) * 0x632BE5AB) & 0xFFFFFF
+        values = mix(hidden[:, :1] + torch.arange(self.config.vocab_size) * 0x632BE5AB) & 0xFFFFFF
         logits = values.float() / 2**21
-        logits[:, NAN_TOKEN:] = -20.0
+        logits[:, -2:] = -20.0
         return torch.where(hidden[:, 1:] > 0, torch.nan, logits)
 
 
