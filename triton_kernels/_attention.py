@@ -118,7 +118,7 @@ def kv_splits(num_tokens, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
     return split_len, tl.cdiv(num_tokens, split_len)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Z"])
 def merge_kernel(
     o_ptr,  # [B, ROWS, D]
     partial_ptr,  # [B, Z, ROWS, D] fp32, each divided by its own sum
@@ -126,7 +126,7 @@ def merge_kernel(
     sinks_ptr,  # [ROWS] fp32, or None
     kv_len_ptr,  # [B]
     window,
-    Z: tl.constexpr,
+    Z,
     ROWS: tl.constexpr,
     D: tl.constexpr,
     NUM_NEW: tl.constexpr,  # tokens at the end that the last split took from elsewhere than the cache
@@ -191,7 +191,7 @@ def merge(
         sinks,
         kv_len,
         window,
-        Z=num_splits,
+        num_splits,
         ROWS=rows,
         D=width,
         NUM_NEW=num_new,

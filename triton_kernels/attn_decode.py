@@ -16,7 +16,7 @@ from rocm_infer.triton_kernels._paged import as_bytes, check_heads, check_rows, 
 from rocm_infer.triton_kernels.common import fp8_args, options
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Z", "page_table_stride"])
 def attn_decode_kernel(
     o_ptr,  # [B, H, DV]; unused unless DIRECT
     partial_ptr,  # [B, Z, H, DV] fp32
@@ -39,6 +39,7 @@ def attn_decode_kernel(
     v_token_stride,
     v_head_stride,
     page_table_stride,
+    Z,
     G: tl.constexpr,
     GROUP: tl.constexpr,  # query heads of a kv head
     D: tl.constexpr,
@@ -48,7 +49,6 @@ def attn_decode_kernel(
     V0: tl.constexpr,
     V1: tl.constexpr,
     P: tl.constexpr,
-    Z: tl.constexpr,
     FP8_BIAS: tl.constexpr,
     NATIVE: tl.constexpr,
     HAS_CAP: tl.constexpr,
@@ -107,7 +107,7 @@ def attn_decode_kernel(
         tl.store(partial_ptr + place[:, None] * DV + v_columns0[None, :], acc0 * inverse, mask=inside0)
         if V1:
             tl.store(partial_ptr + place[:, None] * DV + v_columns1[None, :], acc1 * inverse, mask=inside1)
-        tl.store(lse_ptr + place, tl.where(total == 0.0, float("-inf"), m + tl.log2(total)), mask=is_row)
+        tl.store(lse_ptr + place, m + tl.log2(total), mask=is_row)
 
 
 def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
@@ -191,6 +191,7 @@ def launch(
         *k_cache.stride()[:3],
         *v_cache.stride()[:3],
         page_table.stride(0),
+        splits,
         G=num_kv_heads,
         GROUP=group,
         D=size,
@@ -200,7 +201,6 @@ def launch(
         V0=parts(v_size)[0],
         V1=parts(v_size)[1],
         P=page_size,
-        Z=splits,
         HAS_CAP=cap > 0,
         DIRECT=splits == 0,
         **fp8,

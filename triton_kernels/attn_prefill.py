@@ -34,7 +34,7 @@ def find_block(query_start_ptr, block, T, B, TOKENS: tl.constexpr, BLOCK_B: tl.c
     return tl.where(found <= B, found - 1, -1), first, last
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "B", "page_table_stride"])
 def attn_prefill_kernel(
     o_ptr,  # [T, H, DV]
     q_ptr,  # [T, H, D]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rocm_infer.ops.sample import philox, sample, uniform
 from tests import strategies as data
 from tests.close import EPS32, assert_close
+from tests.ops import paged
 
 vocabularies = st.sampled_from([1, 2, 31, 32, 33, 257, 1000, 1025, 3001])
 temperatures = st.sampled_from([0.0, 0.1, 0.7, 1.0, 2.0])
@@ -121,6 +122,7 @@ def test_a_real_vocabulary(backend, device):
         check_draw(int(ids[row]), uniform(params["seeds"], params["counters"])[row].item(), kept)
 
 
+@paged.few
 @given(st.sampled_from([5, 40, 300]), data.seeds)
 def test_penalties_bias_and_mask(backend, device, vocab, seed):
     rows = 3
@@ -166,6 +168,7 @@ def test_a_penalty_without_tables_does_nothing(backend, device, name):
     assert torch.equal(call(backend, device, logits, plain(2), **{name: torch.tensor([2.0, 1.5])})[0], alone[0])
 
 
+@paged.few
 @given(vocabularies, st.sampled_from([-1, 0, 1, 5]), data.seeds)
 def test_log_probabilities_are_of_the_raw_logits(backend, device, vocab, num, seed):
     num = min(num, vocab)
@@ -211,6 +214,7 @@ def test_no_allowed_token_gives_minus_one(backend, device):
     assert call(backend, device, torch.zeros(2, 40), plain(2, temperature=[0.0, 1.0]), mask=nothing)[0].tolist() == [-1, -1]
 
 
+@paged.few
 @given(data.seeds)
 def test_a_row_is_a_function_of_its_own_arguments(backend, device, seed):
     logits = data.normal((4, 500), seed)
