@@ -102,12 +102,21 @@ class ServerConfig:
     log_format: str = _flag("text", "log lines as text or JSON", choices=("text", "json"))
     skip_server_warmup: bool = _flag(False, "do not run a request before announcing readiness")
     drain_timeout: float = _flag(30.0, "seconds that running requests get after SIGTERM")
+    request_timeout: float = _flag(0.0, "seconds after which a request ends with the error 'timeout', 0: never")
+    max_crashes: int = _flag(3, "engine crashes within a minute that end the server")
+    capsule_dir: str | None = _flag(
+        None,
+        "folder for what a crashed engine leaves, default: rocm_infer/capsules in $XDG_STATE_HOME or ~/.local/state; 'none': nothing",
+    )
+    capsule_token_ids: bool = _flag(False, "record token ids for `rocm-infer replay`; they hold what users wrote")
     max_body_size: int = _flag(16 << 20, "largest request body in bytes")
     strict_params: bool = _flag(False, "refuse unknown request fields instead of ignoring them")
 
     def __post_init__(self) -> None:
         _require(0 <= self.port < 65536, "port", "0 to 65535", self.port)
         _require(self.drain_timeout >= 0, "drain_timeout", "seconds >= 0", self.drain_timeout)
+        _require(self.request_timeout >= 0, "request_timeout", "seconds >= 0", self.request_timeout)
+        _require(self.max_crashes > 0, "max_crashes", "a positive number", self.max_crashes)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,10 @@ def internal_error(request_id: str, message: str = "the server failed on this re
     return ApiError(f"{message} (request id {request_id})", status=500, type="server_error", code="internal_error")
 
 
+def timed_out(request_id: str, message: str) -> ApiError:
+    return ApiError(f"{message} (request id {request_id}, --request-timeout)", status=500, type="server_error", code="timeout")
+
+
 def from_engine(error: ErrorInfo | None, request_id: str) -> ApiError:
     """What the engine reported for a request, as the client sees it."""
     if error is None:
@@ -84,6 +88,8 @@ def from_engine(error: ErrorInfo | None, request_id: str) -> ApiError:
         return ApiError(error.message, param=error.param, code=error.code)
     if error.code == "queue_full":
         return ApiError(error.message, status=429, type="rate_limit_error", code="queue_full", retry_after=1)
+    if error.code == "timeout":
+        return timed_out(request_id, error.message)
     return internal_error(request_id, error.message)
 
 

@@ -30,6 +30,7 @@ class Generation:
         self._streams: list[RequestStream] = []
         self._requests: list[AddRequest] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._deadline: asyncio.TimerHandle | None = None
         self._names = [call.id]
         self._first_token: list[float] = []
         self._last_token: list[float] = []
@@ -45,6 +46,14 @@ class Generation:
         if request.params.max_tokens is not None:
             self._service.metrics.max_tokens.observe(request.params.max_tokens)
 
+    def limit(self, seconds: float) -> None:
+        """Ends what is not finished after so many seconds."""
+        self._deadline = asyncio.get_running_loop().call_later(seconds, self._expire, seconds)
+
+    def _expire(self, seconds: float) -> None:
+        for request in self._requests:
+            self._service.client.expire(request.rid, seconds)
+
     def name(self, alias: str) -> None:
         """Another id under which a client may abort this."""
         self._names.append(alias)
@@ -57,6 +66,8 @@ class Generation:
 
     def close(self) -> None:
         """Stops whatever still runs and forgets the generation. May be called more than once."""
+        if self._deadline is not None:
+            self._deadline.cancel()
         for task in self._tasks:
             task.cancel()
         for stream, output in zip(self._streams, self.outputs, strict=True):

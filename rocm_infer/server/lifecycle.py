@@ -12,10 +12,12 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from aiohttp import web
 
 from rocm_infer.config import EngineConfig, SamplingParams, ServerConfig
+from rocm_infer.engine.capsule import default_folder
 from rocm_infer.engine.client import EngineClient, EngineDied
 from rocm_infer.hub import resolve_model
 from rocm_infer.server.app import build_app
@@ -28,9 +30,8 @@ log = logging.getLogger("rocm_infer.server")
 READY_LINE = "The server is fired up and ready to roll!"
 WARM_UP_PROMPT = "The capital city of France is"
 WARM_UP_TOKENS = 8
-CRASHES_TO_GIVE_UP = 3
-CRASH_WINDOW = 60.0  # seconds
-FIRST_BACKOFF = 0.5  # seconds, doubled with every crash in the window
+CRASH_WINDOW = 60.0  # seconds in which --max-crashes end the server
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 8.0  # seconds, doubled with every crash in the window
 CLOSING_TIMEOUT = 5.0  # seconds that open connections get after the last request
 
 ClientFactory = Callable[..., EngineClient]
@@ -61,13 +62,25 @@ def run_server(
     worker = dataclasses.replace(engine, model=str(path))
 
     def make(on_death: Callable[[str], None] | None = None) -> EngineClient:
-        return make_client(worker, on_death=on_death, log_level=server.log_level)
+        return make_client(
+            worker,
+            on_death=on_death,
+            log_level=server.log_level,
+            capsule_dir=_capsule_folder(server),
+            capsule_token_ids=server.capsule_token_ids,
+        )
 
     async def main() -> int:
         service = Service(engine, server, files, make())
         return await serve(service, make, announce)
 
     return asyncio.run(main())
+
+
+def _capsule_folder(server: ServerConfig) -> Path | None:
+    if server.capsule_dir == "none":
+        return None
+    return Path(server.capsule_dir) if server.capsule_dir else default_folder()
 
 
 async def serve(service: Service, make: ClientFactory, announce: Callable[[str], None]) -> int:
@@ -156,9 +169,9 @@ async def keep_engine(service: Service, make: ClientFactory, announce: Callable[
         now = time.monotonic()
         crashes = [*(earlier for earlier in crashes if now - earlier < CRASH_WINDOW), now]
         await service.client.shutdown()
-        if len(crashes) >= CRASHES_TO_GIVE_UP:
+        if len(crashes) >= service.config.max_crashes:
             raise GaveUp(f"the engine worker died {len(crashes)} times within {CRASH_WINDOW:.0f} s, giving up: {reason}")
-        pause = FIRST_BACKOFF * 2 ** (len(crashes) - 1)
+        pause = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(len(crashes) - 1, 10))
         log.error("the engine worker died: %s; a new one starts in %.1f s", reason, pause)
         await asyncio.sleep(pause)
 
@@ -179,7 +192,7 @@ async def _start(service: Service) -> None:
 async def _warm_up(service: Service) -> None:
     ids = service.tokenizer.encode(WARM_UP_PROMPT)
     params = SamplingParams(max_tokens=max(1, min(WARM_UP_TOKENS, service.context_len - len(ids))), temperature=0.0)
-    generation = service.generate(Call("warm-up"), [ids], [params], 1)
+    generation = service.generate(Call("warm-up"), [ids], [params], 1, timeout=0)
     try:
         await generation.finish()
     finally:

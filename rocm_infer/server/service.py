@@ -178,10 +178,12 @@ class Service:
         *,
         priority: int = 0,
         salt: str = "",
+        timeout: float | None = None,
     ) -> Generation:
         """Starts `count` outputs for each prompt (`params` has one entry per prompt). The caller closes it.
 
-        Requests with the same `salt` share cached prefixes, others do not.
+        Requests with the same `salt` share cached prefixes, others do not. What is not finished after `timeout` seconds
+        (None: --request-timeout, 0: never) ends with the error "timeout".
         """
         most = self.engine_config.max_queued_requests + self.engine_config.max_running_requests
         if len(prompts) * count > most:
@@ -193,6 +195,9 @@ class Service:
         for prompt_ids, shared in zip(prompts, params, strict=True):
             for single in fan_out(shared, count):
                 generation.add(AddRequest(f"{call.id}-{uuid.uuid4().hex}", prompt_ids, single, priority, salt))
+        seconds = self.config.request_timeout if timeout is None else timeout
+        if seconds:
+            generation.limit(seconds)
         return generation
 
     def register(self, name: str, generation: Generation) -> None:
