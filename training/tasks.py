@@ -18,126 +18,16 @@ LONG_RECALL_TOKENS = 1500  # bytes of the longest recall context in the evaluati
 CONSONANTS = "bcdfghjklmnpqrstvwxyz"
 VOWELS = "aeiou"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WORDS = [
-    "sun",
-    "moon",
-    "star",
-    "tree",
-    "leaf",
-    "root",
-    "seed",
-    "wind",
-    "rain",
-    "snow",
-    "river",
-    "lake",
-    "ocean",
-    "stone",
-    "sand",
-    "hill",
-    "valley",
-    "field",
-    "forest",
-    "garden",
-    "bird",
-    "fish",
-    "horse",
-    "tiger",
-    "lion",
-    "bear",
-    "wolf",
-    "eagle",
-    "mouse",
-    "sheep",
-    "goat",
-    "apple",
-    "banana",
-    "cherry",
-    "lemon",
-    "melon",
-    "peach",
-    "grape",
-    "bread",
-    "butter",
-    "cheese",
-    "honey",
-    "sugar",
-    "salt",
-    "pepper",
-    "coffee",
-    "house",
-    "door",
-    "window",
-    "table",
-    "chair",
-    "paper",
-    "pencil",
-    "letter",
-    "number",
-    "planet",
-    "rocket",
-    "engine",
-    "wheel",
-    "bridge",
-    "street",
-    "city",
-    "village",
-    "school",
-    "teacher",
-    "student",
-    "doctor",
-    "music",
-    "guitar",
-    "piano",
-    "violin",
-    "drum",
-    "dance",
-    "color",
-    "red",
-    "green",
-    "blue",
-    "yellow",
-    "purple",
-    "orange",
-    "silver",
-    "golden",
-    "summer",
-    "winter",
-    "spring",
-    "autumn",
-    "morning",
-    "evening",
-    "night",
-    "hello",
-    "world",
-    "token",
-    "kernel",
-    "memory",
-    "tensor",
-    "matrix",
-    "vector",
-    "python",
-    "cat",
-    "dog",
-    "egg",
-    "kitten",
-    "rabbit",
-    "turtle",
-    "dragon",
-    "castle",
-    "knight",
-    "sword",
-    "cookie",
-    "pillow",
-    "mirror",
-    "balloon",
-    "pretzel",
-    "mammal",
-    "success",
-    "coffee",
-    "letter",
-    "pepper",
-]
+WORD_LIST = """
+sun moon star tree leaf root seed wind rain snow river lake ocean stone sand hill valley field forest garden bird fish
+horse tiger lion bear wolf eagle mouse sheep goat apple banana cherry lemon melon peach grape bread butter cheese
+honey sugar salt pepper coffee house door window table chair paper pencil letter number planet rocket engine wheel
+bridge street city village school teacher student doctor music guitar piano violin drum dance color red green blue
+yellow purple orange silver golden summer winter spring autumn morning evening night hello world token kernel memory
+tensor matrix vector python cat dog egg kitten rabbit turtle dragon castle knight sword cookie pillow mirror balloon
+pretzel mammal success coffee letter pepper
+"""
+WORDS = tuple(word for word in WORD_LIST.split() if 3 <= len(word) <= 8)
 
 SUM_PROMPTS = (
     "What is {a} + {b}?",
@@ -159,6 +49,8 @@ COUNT_PROMPTS = (
     "How many times does the letter {c} appear in {w}?",
     "How many {c}'s are in {w}?",
     "Count the letter {c} in {w}.",
+    "In {w}, how many letters are {c}?",
+    "How many letters of {w} are {c}?",
 )
 LENGTH_PROMPTS = ("How many letters are in {w}?", "How many letters does {w} have?")
 RECALL_PROMPTS = (
@@ -205,7 +97,7 @@ def draw_word(rng: random.Random) -> str:
     """A word of 3 to 8 letters: real, pronounceable, random, or random over few letters (so that letters repeat)."""
     kind, length = rng.random(), rng.randint(3, 8)
     if kind < 0.1:
-        return rng.choice([word for word in WORDS if 3 <= len(word) <= 8])
+        return rng.choice(WORDS)
     if kind < 0.45:
         start = rng.randint(0, 1)
         return "".join(rng.choice((CONSONANTS, VOWELS)[(start + i) % 2]) for i in range(length))
@@ -264,11 +156,23 @@ def make_sort(rng: random.Random, held_out: bool) -> Exercise:
 
 
 def make_count(rng: random.Random, held_out: bool) -> Exercise:
-    """How often one letter occurs in a word (three in four) or how many letters the word has."""
-    word = pick_word(rng, held_out)
+    """How often one letter occurs in a word (three in four; every answer from 0 to 3 is common), or its length."""
     if rng.random() < 0.25:
+        word = pick_word(rng, held_out)
         return Exercise("count", rng.choice(LENGTH_PROMPTS).format(w=quote(rng, word)), str(len(word)))
-    letter = rng.choice(word) if rng.random() < 0.75 else rng.choice(LETTERS)
+
+    def draw() -> tuple[str, str, str]:
+        word, letter = draw_word(rng)[: rng.randint(3, 8)], rng.choice(LETTERS)
+        if rng.random() < 0.2:
+            letter = rng.choice(word)
+        else:
+            repeats = min(len(word), rng.choice((0, 1, 1, 2, 2, 3, 3, 4)))
+            places = set(rng.sample(range(len(word)), repeats))
+            others = [c if c != letter else rng.choice(LETTERS.replace(letter, "")) for c in word]
+            word = "".join(letter if i in places else c for i, c in enumerate(others))
+        return f"word {word}", word, letter
+
+    word, letter = pick(rng, held_out, draw)
     return Exercise("count", rng.choice(COUNT_PROMPTS).format(c=letter, w=quote(rng, word)), str(word.count(letter)))
 
 

@@ -377,7 +377,7 @@ def longest_list(stages: str, step: int) -> int:
 def draw_exercise(rng: random.Random, task: str, most_pairs: int) -> tasks.Exercise:
     if task == "recall":
         num_pairs = max(1, round(most_pairs * rng.random() ** 1.5))
-        return tasks.make_recall(rng, False, num_pairs, rng.randint(0, 6 + num_pairs // 8))
+        return tasks.make_recall(rng, False, num_pairs, rng.randint(0, 10 + num_pairs // 8))
     if task == "about":
         return tasks.make_about(rng)
     exercise = tasks.MAKERS[task](rng, False)
@@ -435,13 +435,25 @@ def batch_loss(model: TinyDeepseek, ids: Tensor, counted: Tensor, mtp_weight: fl
     loss = F.cross_entropy(model.lm_head(first).float(), target, reduction="sum")
     main = loss.item()
     if mtp_weight:
-        second = model.predict_second(ids, hidden)[:, :-1][counted[:, 2:]]
-        target = ids[:, 2:][counted[:, 2:]]
-        loss = loss + mtp_weight * F.cross_entropy(model.lm_head(second).float(), target, reduction="sum")
+        loss = loss + mtp_weight * mtp_loss(model, ids, counted, hidden)
     return loss, main
 
 
-def update_router_bias(model: TinyDeepseek, rate: float, world: int) -> None:
+def mtp_loss(model: TinyDeepseek, ids: Tensor, counted: Tensor, hidden: Tensor) -> Tensor:
+    """Summed cross-entropy of the MTP layer's predictions of the counted tokens, two positions ahead."""
+    second = model.predict_second(ids, hidden)[:, :-1][counted[:, 2:]]
+    return F.cross_entropy(model.lm_head(second).float(), ids[:, 2:][counted[:, 2:]], reduction="sum")
+
+
+def mtp_only_loss(model: TinyDeepseek, ids: Tensor, counted: Tensor) -> tuple[Tensor, float]:
+    """The MTP layer's loss on the finished model's hidden states."""
+    with torch.no_grad():
+        hidden = model(ids)
+    loss = mtp_loss(model, ids, counted, hidden)
+    return loss, loss.item()
+
+
+def update_router_bias(model: nn.Module, rate: float, world: int) -> None:
     """Auxiliary-loss-free balancing: overloaded experts become a little less eligible."""
     for module in model.modules():
         if isinstance(module, MoE):
@@ -642,7 +654,10 @@ def train_rank(rank: int, args: argparse.Namespace) -> None:
         totals = torch.zeros(3)
         grads = {n: torch.zeros(p.shape) for n, p in model.named_parameters()}
         for ids, counted in batches.draw(rng, most_pairs):
-            loss, main = batch_loss(model, ids, counted, mtp_weight)
+            if args.mtp_only:
+                loss, main = mtp_only_loss(model, ids, counted)
+            else:
+                loss, main = batch_loss(model, ids, counted, mtp_weight)
             loss.backward()
             totals += torch.tensor([main, counted.sum(), ids.numel()])
             for name, p in model.named_parameters():
@@ -656,9 +671,11 @@ def train_rank(rank: int, args: argparse.Namespace) -> None:
             grads = {n: part.view_as(g) for (n, g), part in zip(grads.items(), parts)}
         norm = torch.stack([g.norm() for g in grads.values()]).norm()
         scale = 1 / totals[1]
-        grads = {n: g * scale for n, g in grads.items() if mtp_weight or not n.startswith("mtp.")}
+        grads = {n: g * scale for n, g in grads.items() if n.startswith("mtp.") or not args.mtp_only}
+        if not (mtp_weight or args.mtp_only):
+            grads = {n: g for n, g in grads.items() if not n.startswith("mtp.")}
         optimiser.step(grads, learning_rate_scale(step, args), rank, world)
-        update_router_bias(model, args.bias_rate, world)
+        update_router_bias(model.mtp if args.mtp_only else model, args.bias_rate, world)
         step += 1
         seconds += time.monotonic() - started
         trained += int(totals[2])
@@ -744,6 +761,7 @@ def build_parser() -> argparse.ArgumentParser:
     t.add_argument("--eval-every", type=int, default=250)
     t.add_argument("--eval-prompts", type=int, default=100)
     t.add_argument("--save-every", type=int, default=100)
+    t.add_argument("--mtp-only", action="store_true", help="freeze the model and train its MTP layer alone")
     t.add_argument("--eager", action="store_true", help="do not compile (no C++ compiler, or a debugger)")
     for name, run in (("export", export_command), ("evaluate", evaluate)):
         command = commands.add_parser(name)
