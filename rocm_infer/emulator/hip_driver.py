@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rocm_infer.emulator.device import Device, LoadedKernel
-from rocm_infer.hip import _library
+from rocm_infer.hip import _library, build
 
 
 class HipDriver:
@@ -20,12 +20,16 @@ class HipDriver:
     def __init__(self, device: Device, code_objects: Path | None = None) -> None:
         self.device = device
         self.folder = code_objects or _library.build_folder() / "code_objects" / device.arch
-        if not self.folder.is_dir():
-            raise _library.Missing(f"no machine code for {device.arch} in {self.folder.parent}; {_library.HOW_TO_BUILD}")
         self._kernels: dict[str, LoadedKernel] = {}
 
     def kernel(self, op: str, symbol: str) -> LoadedKernel:
         if symbol not in self._kernels:
+            if self.folder.parents[1] == build.ROOT / "build" / "hip":  # a checkout: its machine code follows its sources
+                build.build((f"code_objects/{self.device.arch}/{op}.co",))
+            if not (self.folder / f"{op}.co").exists():
+                raise _library.Missing(
+                    f"no machine code of {op} for {self.device.arch} in {self.folder}; {_library.HOW_TO_BUILD}"
+                )
             code, text = (self.folder / f"{op}.co").read_bytes(), (self.folder / f"{op}.s").read_text()
             self._kernels[symbol] = self.device.load(code, text, symbol)
         return self._kernels[symbol]
