@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rocm_infer.hip.build import ROOT, BuildError, build, find_tools, visible_targets
+from rocm_infer.hip.build import ROOT, BuildError, build, find_tools, visible_targets, write_resources
 
 PACKAGED = ROOT / "rocm_infer" / "hip" / "lib"
 
@@ -55,6 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("build", "install", "wheel"))
     parser.add_argument("--inplace", action="store_true", help="with build: also put the libraries into the checkout's package")
+    parser.add_argument(
+        "--update-resources", action="store_true", help="write what the kernels need to csrc/hip/resources.json"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     try:
@@ -62,6 +65,8 @@ def main() -> None:
     except BuildError as error:
         sys.exit(f"setup_rocm.py: {error}")
     print(f"built: {folder}")
+    if args.update_resources:
+        write_resources(folder, find_tools())
     if args.command == "build" and not args.inplace:
         return
     package(folder)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ALL_TARGETS = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
+RESOURCES = ROOT / "csrc" / "hip" / "resources.json"
+KEPT_FIGURES = ("vgpr", "agpr", "sgpr", "lds_bytes", "scratch_bytes", "occupancy")
 OLDEST_CLANG, NEWEST_CLANG = 19, 23
 
 
@@ -102,7 +104,7 @@ def visible_targets() -> tuple[str, ...]:
     return ALL_TARGETS
 
 
-def _settings(tools: Tools, sanitize: str, targets: tuple[str, ...], extra_sources: tuple[Path, ...]) -> dict[str, str]:
+def _settings(tools: Tools, sanitize: str, targets: tuple[str, ...], sources: tuple[Path, ...]) -> dict[str, str]:
     import pybind11
 
     compiler = {"CMAKE_CXX_COMPILER": ";".join(tools.cxx)}
@@ -116,7 +118,7 @@ def _settings(tools: Tools, sanitize: str, targets: tuple[str, ...], extra_sourc
         "ROCM_HEADERS": tools.rocm_headers,
         "NVCC": tools.nvcc,
         "PYTHON": sys.executable,
-        "EXTRA_SOURCES": ";".join(map(str, extra_sources)),
+        "SOURCES": ";".join(map(str, sources)),
         "BIND_INCLUDES": ";".join(includes),
         "BIND_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
     }
@@ -134,7 +136,7 @@ def build(
     *,
     sanitize: str = "",
     targets: tuple[str, ...] = ALL_TARGETS,
-    extra_sources: tuple[Path, ...] = (),
+    sources: tuple[Path, ...] = (),
     jobs: int = 1,
     tools: Tools | None = None,
 ) -> Path:
@@ -149,7 +151,7 @@ def build(
         if not found:
             raise BuildError(f"{name} is missing: pip install pybind11 cmake ninja ziglang")
     folder.mkdir(parents=True, exist_ok=True)
-    settings = _settings(tools, sanitize, targets, extra_sources)
+    settings = _settings(tools, sanitize, targets, sources)
     stamp = folder / "settings.json"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -171,3 +173,28 @@ def build(
             stamp.write_text(json.dumps(settings, indent=1))
         _run([tools.ninja, "-C", str(folder), "-j", str(jobs), *goals])
     return folder
+
+
+def clang_version(tools: Tools) -> str:
+    """The first line of what the device compiler says of itself, without its place on disk."""
+    told = subprocess.run([*tools.clang, "--version"], capture_output=True, text=True, check=True).stdout
+    return told.splitlines()[0].split(" (")[0]
+
+
+def resources(folder: Path) -> dict[str, dict[str, dict[str, int]]]:
+    """What each kernel of a build's code objects needs of the chip: {gfx: {symbol: figures}}."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for file in sorted((folder / "code_objects").glob("*/*.json")):
+        for symbol, figures in json.loads(file.read_text()).items():
+            found.setdefault(file.parent.name, {})[symbol] = {name: figures.get(name, 0) for name in KEPT_FIGURES}
+    return found
+
+
+def write_resources(folder: Path, tools: Tools) -> None:
+    """Bring csrc/hip/resources.json up to what the build in `folder` needs: one line per kernel."""
+    chips = []
+    for gfx, kernels in resources(folder).items():
+        rows = ",\n".join(f"   {json.dumps(symbol)}: {json.dumps(figures)}" for symbol, figures in kernels.items())
+        chips.append(f'  "{gfx}": {{\n{rows}\n  }}')
+    text = f'{{\n "compiler": {json.dumps(clang_version(tools))},\n "kernels": {{\n' + ",\n".join(chips) + "\n }\n}\n"
+    RESOURCES.write_text(text)

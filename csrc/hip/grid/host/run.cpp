@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdarg>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <numeric>
@@ -130,10 +129,15 @@ struct Fiber {
     int order_parity;
 };
 
+struct Place {
+    const void* tag;
+    char* address;
+};
+
 struct Block {
     const Launch* launch;
-    std::map<const void*, char*> shared;
-    std::vector<char*> arenas;
+    Place places[64];
+    int num_places;
     char* dynamic;
     i64 lds_used;
 };
@@ -155,6 +159,9 @@ struct Device {
     int barrier_parity = 0;
     char wave_tags[kMostThreads / kWave][2];
     char start_tag, end_tag;
+    // No heap: to the race detector an allocation is a write by the thread that asked for it.
+    alignas(64) char lds[2 * kLdsBytes];
+    i64 lds_top;
     std::vector<int> lane_order, wave_order, block_order;
     std::map<const void*, const char*> names;
 };
@@ -251,17 +258,20 @@ void prepare(Fiber& fiber, const Thread& thread) {
 // LDS starts as NaN, so reading before writing shows; under ASan it ends in a poisoned strip.
 char* make_lds(i64 bytes) {
     constexpr i64 kStrip = 64;
-    i64 size = (bytes + 15) / 16 * 16 + kStrip;
-    char* arena = static_cast<char*>(aligned_alloc(64, (size + 63) / 64 * 64));
-    volatile char* plain = arena;
-    for (i64 i = 0; i < size; ++i) plain[i] = static_cast<char>(0xFF);
-#if defined(GRID_ASAN)
-    __asan_poison_memory_region(arena + bytes, size - bytes);
-#endif
-    device.block.arenas.push_back(arena);
     device.block.lds_used += bytes;
-    if (device.block.lds_used > kLdsBytes) refuse("expected at most %lld bytes of LDS, got %lld", kLdsBytes, device.block.lds_used);
-    return arena;
+    if (device.block.lds_used > kLdsBytes || device.lds_top + bytes + 2 * kStrip > static_cast<i64>(sizeof(device.lds))) {
+        refuse("expected at most %lld bytes of LDS, got %lld", kLdsBytes, device.block.lds_used);
+        return device.lds;
+    }
+    char* place = device.lds + device.lds_top;
+    i64 size = (bytes + kStrip - 1) / kStrip * kStrip + kStrip;
+    device.lds_top += size;
+    volatile char* plain = place;
+    for (i64 i = 0; i < bytes; ++i) plain[i] = static_cast<char>(0xFF);
+#if defined(GRID_ASAN)
+    __asan_poison_memory_region(place + bytes, size - bytes);
+#endif
+    return place;
 }
 
 u64 next_random(u64& state) {
@@ -353,8 +363,12 @@ bool run_wave(int first, int count, u64& random) {
 
 bool run_block(const Launch& launch, const int (&index)[3], u64& random) {
     device.block.launch = &launch;
-    device.block.shared.clear();
+    device.block.num_places = 0;
     device.block.lds_used = 0;
+    device.lds_top = 0;
+#if defined(GRID_ASAN)
+    __asan_unpoison_memory_region(device.lds, sizeof(device.lds));
+#endif
     device.barrier_parity = 0;
     device.block.dynamic = launch.lds_bytes ? make_lds(launch.lds_bytes) : nullptr;
     for (int t = 0; t < launch.threads; ++t) prepare(device.fibers[t], {t, {index[0], index[1], index[2]}, launch.threads});
@@ -375,13 +389,6 @@ bool run_block(const Launch& launch, const int (&index)[3], u64& random) {
 #if defined(GRID_TSAN)
     __tsan_acquire(&device.end_tag);
 #endif
-    for (char* arena : device.block.arenas) {
-#if defined(GRID_ASAN)
-        __asan_unpoison_memory_region(arena, 64);
-#endif
-        free(arena);
-    }
-    device.block.arenas.clear();
     return !device.failed;
 }
 
@@ -440,9 +447,16 @@ void barrier(Site site) {
 }
 
 void* shared(const void* tag, unsigned long bytes) {
-    char*& place = device.block.shared[tag];
-    if (!place) place = make_lds(static_cast<i64>(bytes));
-    return place;
+    Block& block = device.block;
+    for (int i = 0; i < block.num_places; ++i)
+        if (block.places[i].tag == tag) return block.places[i].address;
+    char* address = make_lds(static_cast<i64>(bytes));
+    if (block.num_places == static_cast<int>(sizeof(block.places) / sizeof(Place))) {
+        refuse("expected at most 64 arrays in LDS");
+    } else {
+        block.places[block.num_places++] = {tag, address};
+    }
+    return address;
 }
 
 void* dynamic_shared() { return device.block.dynamic; }
@@ -482,6 +496,7 @@ __attribute__((visibility("default"))) int grid_wave_size() { return grid::kWave
 __attribute__((visibility("default"))) void grid_set_order(unsigned long long seed) {
     grid::host::device.order = seed;
     grid::host::device.num_launches = 0;
+    for (auto* order : {&grid::host::device.lane_order, &grid::host::device.wave_order, &grid::host::device.block_order}) order->clear();
 }
 
 __attribute__((visibility("default"))) void grid_set_sink(void* sink, void* context) {
