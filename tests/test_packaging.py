@@ -27,6 +27,8 @@ def test_every_package_is_listed() -> None:
 
 def test_our_kernels_answer_to_our_name_only() -> None:
     assert importlib.import_module("rocm_infer.triton_kernels").__file__ == str(ROOT / "triton_kernels/__init__.py")
-    plain = subprocess.run([sys.executable, "-c", "import triton_kernels"], cwd=ROOT, capture_output=True, text=True, check=False)
+    plain = subprocess.run(
+        [sys.executable, "-c", "import triton_kernels"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert plain.returncode == 1
     assert "this folder is rocm_infer.triton_kernels" in plain.stderr
