@@ -31,12 +31,14 @@ def groups(lens: list[int], width: int) -> Iterator[tuple[slice | list[int], int
             yield slice(rows[0], rows[-1] + 1) if adjacent else rows, length
 
 
-def gather(cache: torch.Tensor, page_table: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """Tokens start .. stop of each row of page_table [b, W], from a cache [N, P, ...]: [b, stop - start, ...] fp32."""
+def gather(
+    cache: torch.Tensor, page_table: torch.Tensor, start: int, stop: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Tokens start .. stop of each row of page_table [b, W], from a cache [N, P, ...]: [b, stop - start, ...] in `dtype`."""
     page_size = cache.shape[1]
     first = start // page_size
     pages = page_table[:, first : -(-stop // page_size)].reshape(-1)
-    found = cache.index_select(0, pages).float().view(page_table.shape[0], -1, *cache.shape[2:])
+    found = cache.index_select(0, pages).to(dtype).view(page_table.shape[0], -1, *cache.shape[2:])
     return found[:, start - first * page_size : stop - first * page_size]
 
 
