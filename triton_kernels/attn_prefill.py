@@ -154,14 +154,14 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     """dims: G, H, D, Dv, itemsize (of a query value), cache_itemsize."""
     group = dims["H"] // dims["G"]
     row_bytes = max(dims["D"], dims["Dv"]) * dims["itemsize"]
-    # The weighted sums take BLOCK_M * Dv registers, keys and values BLOCK_N rows of LDS each; both have room for 128 * 128.
-    narrow = row_bytes <= 256
-    # Codes are widened in registers; 64 of them per row would spill.
-    block_n = 64 if narrow and dims["cache_itemsize"] > 1 else 32
+    # The weighted sums take BLOCK_M * Dv registers: 128 rows over 8 waves up to a key of 192 values, then 64 over 4.
+    wide = row_bytes > 384
+    # Keys and values take BLOCK_N rows of LDS each. Codes of 1 byte are widened in registers; 64 of them per row would spill.
+    block_n = 64 if row_bytes <= 256 and dims["cache_itemsize"] > 1 else 32 if row_bytes <= 512 else 16
     return {
-        "BLOCK_M": max(128 if narrow else 64, triton.next_power_of_2(group)),
-        "BLOCK_N": block_n if row_bytes <= 512 else 16,
-        **options(arch, num_warps=8 if narrow else 4, num_stages=1, matrix=True),
+        "BLOCK_M": max(64 if wide else 128, triton.next_power_of_2(group)),
+        "BLOCK_N": block_n,
+        **options(arch, num_warps=4 if wide else 8, num_stages=1, matrix=True),
     }
 
 

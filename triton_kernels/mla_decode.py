@@ -179,8 +179,9 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
         # Tiles of rows spread a long sequence too, and each brings partial results of its own.
         "MAX_SPLITS": 64 if rows <= block_m else 32,
         "BLOCK_M": block_m,
-        # About 18 KB in flight. With 16 rows of 2 bytes two workgroups fit a compute unit: one loads while the other multiplies.
-        "BLOCK_N": 32 if dims["itemsize"] == 1 else 16,
+        # 16 rows of 2 bytes leave registers for two workgroups per compute unit: one loads while the other multiplies. Others
+        # have a compute unit to themselves and take twice the tokens at a time.
+        "BLOCK_N": 16 if dims["itemsize"] == 4 or (dims["itemsize"] == 2 and block_m == 16) else 32,
         **options(arch, num_warps=4, num_stages=1, matrix=True),
     }
 
