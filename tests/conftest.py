@@ -17,6 +17,7 @@ from rocm_infer.hip import _library, build
 from rocm_infer.ops import _op
 
 hypothesis.settings.register_profile("dev", max_examples=20, deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("brief", max_examples=3, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("nightly", max_examples=500, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
@@ -77,6 +78,7 @@ def hip_host_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     small = "w32" in case.id.split("-")
     monkeypatch.setattr(_library.host_settings, "wave_size", 32 if small else 64)
     monkeypatch.setattr(_library.host_settings, "order", 1 if small else 0)
+    monkeypatch.setattr(_library.host_settings, "max_threads", int(os.environ.get("HIP_MAX_THREADS", "1024")))
 
 
 @pytest.fixture(scope="session")
