@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rocm-infer serve | generate | chat`. Flags are made from the fields of the configuration dataclasses."""
+"""`rocm-infer serve | generate | chat | replay`. Flags are made from the fields of the configuration dataclasses."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rocm-infer", description="LLM inference for AMD GPUs, and for any machine.")
     parser.add_argument("--version", action="version", version=f"rocm-infer {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="serve | generate | chat")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="serve | generate | chat | replay")
 
     serve = commands.add_parser("serve", help="an OpenAI-compatible server", description="Serve a model over HTTP.")
     serve.add_argument("model_name", nargs="?", metavar="MODEL", help="same as --model")
@@ -89,6 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields(chat, SamplingParams, only=SAMPLING_HELP)
     _add_fields(chat, EngineConfig)
     chat.set_defaults(run=_chat)
+
+    replay = commands.add_parser(
+        "replay",
+        help="repeat the last steps of an engine that crashed",
+        description="Run the steps in a capsule again, with its model and settings, and compare the tokens. The server writes "
+        "capsules when its engine dies; --capsule-token-ids makes them complete.",
+    )
+    replay.add_argument("capsule", metavar="CAPSULE", help="the file; the server's log names it")
+    replay.set_defaults(run=_replay)
     return parser
 
 
@@ -249,6 +258,12 @@ def _chat(args: dict[str, Any]) -> int:
         print()
         messages.append({"role": "assistant", "content": answer})
     return 0
+
+
+def _replay(args: dict[str, Any]) -> int:
+    from rocm_infer.tools.replay import replay
+
+    return replay(Path(args["capsule"]), say=print)
 
 
 def _said() -> Iterator[str]:

@@ -125,6 +125,7 @@ class EngineClient:
         self._capsule_dir = capsule_dir
         self._capsule_token_ids = capsule_token_ids
         self._history = History()
+        self._owed: set[str] = set()  # requests whose end the worker has not told, expired ones included
         self._busy_since = 0.0
 
     async def start(self) -> dict[str, Any]:
@@ -140,6 +141,7 @@ class EngineClient:
             raise EngineDied(f"the path of the engine's socket is too long: {address}; set TMPDIR to a shorter folder")
         self._recording = Recording(Path(self._folder, FILE_NAME))
         self._history = History()
+        self._owed = set()
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
@@ -172,8 +174,9 @@ class EngineClient:
         elif request.rid in self._streams:
             self._fail(stream, "duplicate_request_id", "this id is in use; choose another")
         else:
-            if not self._streams:
+            if not self._owed:
                 self._busy_since = time.monotonic()
+            self._owed.add(request.rid)
             self._streams[request.rid] = stream
             if self._capsule_dir is not None:
                 self._history.add(request)
@@ -267,6 +270,8 @@ class EngineClient:
 
     def _hand_over(self, output: RequestOutput) -> None:
         self._history.note(output)
+        if output.finish_reason is not None:
+            self._owed.discard(output.rid)
         stream = self._streams.get(output.rid)
         if stream is not None:
             stream.put(output)
@@ -293,7 +298,7 @@ class EngineClient:
         while True:
             await asyncio.sleep(min(1.0, timeout / 4))
             silent = time.monotonic() - max(self._recording.last_beat(), self._busy_since)
-            if self.state == "ready" and self._streams and silent > timeout:
+            if self.state == "ready" and self._owed and silent > timeout:
                 self._fatal = f"a step took longer than step_timeout ({timeout:g} s)"
                 await self._log_stacks()
                 self._process.kill()

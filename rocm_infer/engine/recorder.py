@@ -138,7 +138,7 @@ class Recording:
         try:
             made = _decode_composition(self._map[start : start + length])
             sampled = _decode_sampled(self._map[start + length : start + length + result]) if result else None
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         return StepRecord(number, made.num_decodes, made.parts, made.num_omitted, sampled)
 

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A state machine drives the real server and worker: arrivals, disconnects, aborts, kills, flushes.
+
+No request is lost, no page leaks (the worker audits its books after every step), no token is wrong. More examples under
+HYPOTHESIS_PROFILE=nightly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import aiohttp
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from tests.server.test_kill import events
+from tests.server.toy_server import IS_NIGHTLY, Oracle, ToyServer, completion, toy_server
+
+PREFIXES = ([], [3] * 9, [3] * 9 + [4] * 8, list(range(40)))
+MAX_LIVING = 12
+SECONDS_TO_END = 60
+
+
+@dataclass
+class Asked:
+    """One request and what came of it; `outcome` is "answered", "failed", "aborted" or "left"."""
+
+    name: str
+    prompt: list[int]
+    count: int
+    tokens: list[int] = field(default_factory=list)
+    outcome: str = ""
+    error: Any = None
+    started: threading.Event = field(default_factory=threading.Event)
+    was_aborted: bool = False
+    num_kills: int = 0  # kills before it was asked
+    future: Any = None
+
+
+class Clients:
+    """Asynchronous clients in a thread of their own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+    def do(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    async def ask(self, asked: Asked, stream: bool) -> None:
+        body = completion(asked.prompt, asked.count, stream=stream)
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(self.url + "/v1/completions", json=body, headers={"X-Request-Id": asked.name}) as response,
+        ):
+            asked.started.set()
+            if response.status != 200:
+                asked.outcome, asked.error = "failed", (response.status, (await response.json())["error"])
+                return
+            choices = [choice async for choice in _choices(response, asked)] if stream else (await response.json())["choices"]
+            asked.tokens = [token for choice in choices for token in choice.get("token_ids", [])]
+            if not asked.outcome:
+                asked.outcome = "aborted" if choices[-1]["finish_reason"] == "abort" else "answered"
+
+
+async def _choices(response: aiohttp.ClientResponse, asked: Asked) -> Any:
+    last = ""
+    async for last in events(response):
+        if last.startswith('{"error"'):
+            asked.outcome, asked.error = "failed", (500, json.loads(last)["error"])
+        elif last != "[DONE]":
+            assert not asked.outcome, "data after an error"
+            for choice in json.loads(last)["choices"]:
+                yield choice
+    assert (last == "[DONE]") == (not asked.outcome), "a stream ends with [DONE] or with an error, not with both"
+
+
+class ServerLife(RuleBasedStateMachine):
+    """Rules are what clients and fate do; `teardown` waits for the end of all and judges."""
+
+    server: ClassVar[ToyServer]
+    clients: ClassVar[Clients]
+    oracle: ClassVar[Oracle]
+    num_asked: ClassVar[int] = 0
+    num_kills: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Asked] = []
+        self.has_killed = False
+
+    def living(self) -> list[Asked]:
+        return [asked for asked in self.asked if not asked.outcome and not asked.future.done()]
+
+    @precondition(lambda self: len(self.living()) < MAX_LIVING)
+    @rule(
+        prefix=st.sampled_from(PREFIXES),
+        tail=st.lists(st.integers(0, 60), min_size=1, max_size=12),
+        count=st.integers(1, 150),
+        stream=st.booleans(),
+    )
+    def arrive(self, prefix: list[int], tail: list[int], count: int, stream: bool) -> None:
+        kind = type(self)
+        kind.num_asked += 1
+        asked = Asked(f"life-{kind.num_asked}", prefix + tail, count, num_kills=kind.num_kills)
+        asked.future = self.clients.do(self.clients.ask(asked, stream))
+        self.asked.append(asked)
+
+    @precondition(lambda self: self.living())
+    @rule(data=st.data())
+    def disconnect(self, data: st.DataObject) -> None:
+        asked = data.draw(st.sampled_from(self.asked))
+        if asked.future.cancel():
+            asked.outcome = "left"
+
+    @precondition(lambda self: self.living())
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        asked = data.draw(st.sampled_from(self.asked))
+        asked.was_aborted = True
+        assert self.server.request("/abort_request", {"rid": asked.name})[0] == 200
+
+    @rule()
+    def flush(self) -> None:
+        assert self.server.request("/flush_cache")[0] in (200, 400)
+
+    @rule(seconds=st.sampled_from([0.01, 0.1]))
+    def wait(self, seconds: float) -> None:
+        threading.Event().wait(seconds)
+
+    @precondition(lambda self: self.living() and (IS_NIGHTLY or not self.has_killed))
+    @rule(may=st.integers(0, 3))
+    def kill(self, may: int) -> None:
+        if may == 0:
+            self.has_killed = True
+            type(self).num_kills += 1
+            self.server.kill_worker()
+
+    def teardown(self) -> None:
+        for asked in self.asked:
+            if asked.outcome != "left":
+                asked.future.result(SECONDS_TO_END)
+                self.judge(asked)
+        self.server.assert_idle()
+        info = self.server.request("/server_info")[1]
+        assert info["num_crashes"] == self.num_kills, "the worker died of its own: " + self.server.log
+
+    def judge(self, asked: Asked) -> None:
+        expected = self.oracle.tokens(asked.prompt, asked.count)
+        assert asked.tokens == expected[: len(asked.tokens)], f"{asked.name}: wrong tokens"
+        if asked.outcome == "failed":
+            status, error = asked.error
+            assert asked.num_kills < self.num_kills, f"{asked.name}: failed although nothing was killed: {error}"
+            assert (status, error["code"]) in ((500, "internal_error"), (503, "unhealthy")), error
+            assert status == 503 or asked.name in error["message"]
+        elif asked.outcome == "aborted":
+            assert asked.was_aborted
+        else:
+            assert asked.outcome == "answered"
+            assert len(asked.tokens) == asked.count
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[ServerLife]]:
+    flags = "--max-crashes 1000000 --log-level error --max-running-requests 4 --chunked-prefill-size 24 --max-total-tokens 400"
+    with contextlib.ExitStack() as stack:
+        ServerLife.server = stack.enter_context(toy_server(Path(tmp_path_factory.mktemp("life")), *flags.split()))
+        ServerLife.clients = Clients(ServerLife.server.url)
+        ServerLife.oracle = Oracle()
+        yield ServerLife
+
+
+@pytest.mark.timeout(7200 if IS_NIGHTLY else 300)
+def test_life(life: type[ServerLife]) -> None:
+    run_state_machine_as_test(
+        life,
+        settings=settings(
+            max_examples=200 if IS_NIGHTLY else 8,
+            stateful_step_count=40 if IS_NIGHTLY else 20,
+            deadline=None,
+            derandomize=not IS_NIGHTLY,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    assert life.num_asked > 8
