@@ -20,8 +20,7 @@ import torch
 
 from rocm_infer import arch as archs
 from rocm_infer.emulator.device import Checks, Device, LaunchRecord
-from rocm_infer.emulator.hip_driver import emulated_hip
-from rocm_infer.emulator.triton_driver import emulated
+from rocm_infer.emulator.session import emulated_device
 from rocm_infer.ops import _op
 
 TOLERANCE = 0.02
@@ -108,9 +107,7 @@ def measure(op: _op.Op[..., Any], backend: str, shape: Shape, device: Device) ->
 
 def run(arch: str, only_op: str | None, backends: list[str]) -> Iterator[tuple[str, dict[str, float] | str]]:
     """(case, counters or the reason of a refusal) of all ops on all backends."""
-    record = archs.of(arch)
-    archs.current = lambda device: record  # type: ignore[assignment]  # kernels choose their tiles for this chip
-    with emulated(arch, checks=Checks(bank_conflicts=True)) as device, emulated_hip(device):
+    with emulated_device(arch, checks=Checks(bank_conflicts=True)) as device:
         for name, op in _op.registry().items():
             for shape in SHAPES.get(name, []) if only_op in (None, name) else []:
                 for backend in backends:

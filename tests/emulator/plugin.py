@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from contextlib import ExitStack
 
 import hypothesis
 import pytest
@@ -42,18 +40,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def emulated_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config):
+def emulated_session(pytestconfig: pytest.Config):
     name = pytestconfig.getoption("--emulate")
     if name is None:
         yield None
         return
-    from rocm_infer import arch
-    from rocm_infer.emulator.hip_driver import emulated_hip
-    from rocm_infer.emulator.triton_driver import emulated
+    from rocm_infer.emulator.session import emulated_device  # imports Triton, which reads its mode then
 
-    record = dataclasses.replace(arch.of(name), num_cus=_NUM_CUS)
-    monkeypatch.setattr(arch, "current", lambda device: record)
-    with ExitStack() as stack:
-        device = stack.enter_context(emulated(name, threads=1))
-        stack.enter_context(emulated_hip(device))
+    with emulated_device(name, threads=1, num_cus=_NUM_CUS) as device:
         yield device
