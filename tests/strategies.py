@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 
 POISON_INDEX = 2147480000  # an index that no table may legally hold where a kernel is allowed to read
 
+few = settings(max_examples=max(4, settings().max_examples // 4))  # for laws that one shape proves as well as another
 seeds = st.integers(0, 2**31 - 1)
 num_tokens = st.sampled_from([0, 1, 2, 3, 7, 17, 33, 64])
 widths = st.sampled_from([1, 2, 16, 63, 64, 65, 127, 128, 129, 257, 512, 1000])

@@ -167,6 +167,24 @@ def tiles(arch: Arch, num_rows: int, num_columns: int) -> tuple[int, int]:
     return 64, 128
 
 
+def waves(block_m: int, block_n: int, row_bytes: int, num_weights: int = 1) -> int:
+    """Waves of a program that multiplies a tile of block_m rows with num_weights tiles of block_n rows, row_bytes each."""
+    if block_m * block_n * num_weights >= 128 * 128:
+        return 8  # 32 registers per copy of the output tile; fp8 products need up to three
+    # 16 bytes per lane and step from the weight, which is what few rows wait for.
+    return max(1, min(4, block_n * row_bytes // 1024))
+
+
+def stages(arch: Arch, block_m: int, step_bytes: int, num_steps: int, num_weights: int = 1) -> int:
+    """Steps along K on their way at once, the one in the products included; step_bytes is what a step takes of LDS."""
+    # In a loop of four stages Triton 3.9 takes two products for those of attention, and fails for gfx950.
+    most = 4 if num_weights == 1 else 3
+    if block_m > 64:
+        return 2  # bound by products: LDS is better spent on a second workgroup
+    # Bound by memory: up to three steps behind the one in hand, in half of LDS, and no more than there are.
+    return max(2, min(most, 1 + arch.lds_bytes // 2 // step_bytes, 1 + num_steps))
+
+
 def check_tile(op: str, **tensors: torch.Tensor) -> None:
     """Offsets within a tile of 128 rows are 32-bit, those of tiles 64-bit; rows are read in vectors."""
     for name, tensor in tensors.items():

@@ -12,7 +12,7 @@ import triton.language as tl
 from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
 from rocm_infer.triton_kernels._paged import dot
-from rocm_infer.triton_kernels.common import add_splits, check_tile, options, split_plan, tile_of, tiles
+from rocm_infer.triton_kernels.common import add_splits, check_tile, options, split_plan, stages, tile_of, tiles, waves
 
 
 @triton.jit
@@ -100,7 +100,12 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
         "BLOCK_N": block_n,
         "BLOCK_K": block_k,
         "EVEN_K": dims["K"] % block_k == 0,
-        **options(arch, num_warps=8 if block_m * block_n >= 128 * 128 else 4, matrix=True),
+        **options(
+            arch,
+            num_warps=waves(block_m, block_n, 128),
+            num_stages=stages(arch, block_m, (block_m + block_n) * 128, split_len // block_k),
+            matrix=True,
+        ),
     }
 
 

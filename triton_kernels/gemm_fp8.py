@@ -19,8 +19,10 @@ from rocm_infer.triton_kernels.common import (
     matrix_operand,
     options,
     split_plan,
+    stages,
     tile_of,
     tiles,
+    waves,
 )
 
 
@@ -106,12 +108,12 @@ def gemm_fp8_kernel(
 
 
 def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
-    """dims: M, N, K."""
+    """dims: M, N, K, native (whether the matrix cores take the dialect)."""
     block_m, block_n = tiles(arch, dims["M"], dims["N"])
+    if not dims["native"]:
+        block_m = min(block_m, 64)  # decoding to bf16 takes the registers of a higher tile
     split_len, num_splits = split_plan(arch, dims["N"], dims["K"], 128)
     num_tiles = triton.cdiv(dims["M"], block_m) * triton.cdiv(dims["N"], block_n)
-    # A streamed weight wants two tiles of 8 KB on their way; tiles of 128 x 128 fill the smallest LDS with one step.
-    stages = 3 if block_m <= 64 or arch.lds_bytes > 64 << 10 else 2
     return {
         "split_len": split_len,
         "SPLITS": num_splits,
@@ -122,14 +124,19 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
         "BLOCK_N": block_n,
         "BLOCK_K": 128,
         "EVEN_K": dims["K"] % 128 == 0,
-        # The product, the sum and, in WHOLE, the total: 8 waves keep a 128 x 128 tile's three copies in 96 registers.
-        **options(arch, num_warps=8 if block_m * block_n >= 128 * 128 else 4, num_stages=stages, matrix=True),
+        **options(
+            arch,
+            num_warps=waves(block_m, block_n, 128),
+            num_stages=stages(arch, block_m, (block_m + block_n) * 128, split_len // 128),
+            matrix=True,
+        ),
     }
 
 
 def scratch(call: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """The partial sums [SPLITS, M, N] fp32; nothing of them where one program sums all splits."""
-    chosen = config(archs.current(call.device), call.dims)
+    arch = archs.current(call.device)
+    chosen = config(arch, {**call.dims, "native": arch.multiplies(call.dtypes["a"])})
     return [((0 if chosen["WHOLE"] else chosen["SPLITS"], call.dims["M"], call.dims["N"]), torch.float32)]
 
 
@@ -149,7 +156,7 @@ def launch(
         return
     check_tile("gemm_fp8", a=a, b=b)
     arch = archs.current(a.device)
-    chosen = config(arch, {"M": m, "N": n, "K": k})
+    chosen = config(arch, {"M": m, "N": n, "K": k, "native": arch.multiplies(a.dtype)})
     whole = chosen["WHOLE"]
     num_tiles = triton.cdiv(m, chosen["BLOCK_M"]) * triton.cdiv(n, chosen["BLOCK_N"])
     gemm_fp8_kernel[(num_tiles, 1 if whole else chosen["SPLITS"])](

@@ -12,7 +12,7 @@ import triton.language as tl
 from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
 from rocm_infer.triton_kernels._paged import FP8_BIASES, as_bytes, dot
-from rocm_infer.triton_kernels.common import check_tile, fp8_args, matrix_operand, options, silu, tile_of
+from rocm_infer.triton_kernels.common import check_tile, fp8_args, matrix_operand, options, silu, stages, tile_of, waves
 
 BLOCKS = (16, 32, 64, 128)
 
@@ -140,28 +140,27 @@ def moe_gemm_kernel(
 
 
 def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
-    """dims: M (block of moe_align), Y (blocks at most), W (columns of y), K, itemsize, silu."""
-    block_m, silu_factor = dims["M"], 2 if dims["silu"] else 1
+    """dims: M (block of moe_align), Y (blocks at most), W (columns of y), K, itemsize, silu, native (false: fp8 to be decoded)."""
+    block_m, halves = dims["M"], 2 if dims["silu"] else 1
     # As wide as leaves two programs per compute unit: a decode step has few blocks and wants its weights from everywhere at once.
-    block_n = 128 // silu_factor
+    block_n = (128 if dims["native"] else 64) // halves  # decoding to bf16 takes the registers of a wider tile
     while block_n > 16 and dims["Y"] * triton.cdiv(dims["W"], block_n) < 2 * arch.num_cus:
         block_n //= 2
+    few_rows = block_m <= 32
     # 128 bytes of a row: whole cache lines. A narrow 16-bit tile takes twice as much, or its products wait for addresses.
-    wide = dims["itemsize"] == 2 and block_m * block_n * silu_factor <= 64 * 64
-    block_k = 256 // dims["itemsize"] if wide else 128 // dims["itemsize"]
-    tile_bytes = (block_m + block_n * silu_factor) * block_k * dims["itemsize"]
+    block_k = (256 if few_rows and dims["itemsize"] == 2 else 128) // dims["itemsize"]
+    step_bytes = (block_m + block_n * halves) * block_k * dims["itemsize"]
     return {
         "NUM_XCDS": arch.num_xcds,
-        "GROUP_M": 8 if block_m >= 64 else 1,
+        "GROUP_M": 1 if few_rows else 8,
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
         "BLOCK_K": block_k,
         "EVEN_K": dims["K"] % block_k == 0,
         **options(
             arch,
-            num_warps=8 if block_m * block_n * silu_factor >= 128 * 128 else 4,
-            # A second step on its way where LDS holds it for two workgroups.
-            num_stages=3 if 4 * tile_bytes <= arch.lds_bytes else 2,
+            num_warps=waves(block_m, block_n, block_k * dims["itemsize"], halves),
+            num_stages=stages(arch, block_m, step_bytes, triton.cdiv(dims["K"], block_k), halves),
             matrix=True,
         ),
     }
@@ -202,7 +201,8 @@ def launch(
     arch = archs.current(x.device)
     width = y.shape[1]
     dims = {"M": sorted_slots.shape[0] // num_blocks, "Y": num_blocks, "W": width, "K": depth}
-    chosen = config(arch, {**dims, "itemsize": x.element_size(), "silu": silu})
+    native = x.dtype not in FP8_BIASES or arch.multiplies(x.dtype)
+    chosen = config(arch, {**dims, "itemsize": x.element_size(), "silu": silu, "native": native})
     moe_gemm_kernel[(num_blocks * triton.cdiv(width, chosen["BLOCK_N"]),)](
         y,
         as_bytes(x),

@@ -61,6 +61,7 @@ def test_what_is_normalised_was_not_rounded(backend, device):
     assert got[0, 3].item() == 1 - 2.0**-8
 
 
+@data.few
 @given(data.widths, data.float_types, data.seeds)
 def test_rows_do_not_know_each_other(backend, device, width, dtype, seed):
     x, residual, weight = (t.to(device) for t in arguments(5, width, dtype, seed))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rocm_infer.ops.gemm import gemm
@@ -11,7 +11,6 @@ from tests import strategies as data
 from tests.close import EPS32, assert_close
 
 LIBRARY = ("reference", "cpu")  # sums in an order that may depend on the number of rows
-few = settings(max_examples=max(4, settings().max_examples // 4))
 num_rows = st.sampled_from([0, 1, 2, 15, 17, 33, 65])
 num_columns = st.sampled_from([1, 16, 63, 128, 130, 257])
 depths = st.sampled_from([0, 1, 15, 64, 65, 128, 300, 1100])
@@ -30,7 +29,7 @@ def test_agrees_with_float64(backend, device, m, n, k, dtype, with_bias, gaps, s
     assert_close(got, want, noise=(k + 2) * EPS32 * size, backend=backend)
 
 
-@few
+@data.few
 @given(num_columns, st.sampled_from([64, 1100]), data.float_types, data.seeds)
 def test_rows_do_not_know_each_other(backend, device, n, k, dtype, seed):
     """Bit for bit in our kernels; the library behind the reference promises only that nothing leaks from row to row."""

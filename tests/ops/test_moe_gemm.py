@@ -14,7 +14,6 @@ from tests import strategies as data
 from tests.close import EPS32, HALF_ULP, assert_close
 
 LIBRARY = ("reference", "cpu")  # sums in an order that may depend on the number of rows, and rounds 16-bit products
-few = settings(max_examples=max(4, settings().max_examples // 5))
 half = settings(max_examples=max(4, settings().max_examples // 2))
 num_tokens = st.sampled_from([0, 1, 2, 7, 20])
 layouts = st.sampled_from([(1, 1), (4, 2), (8, 2), (6, 3)])  # experts, top_k
@@ -150,7 +149,7 @@ def test_fp8_blocks_agree_with_float64(backend, device, tokens, layout, width, d
     assert_close(got, want, noise=noise, backend=backend)
 
 
-@few
+@data.few
 @given(st.sampled_from([16, 64]), st.booleans(), data.seeds)
 def test_tokens_do_not_know_each_other(backend, device, block, silu, seed):
     """Token 3 of 20 gets the bits it gets alone, also when all others are NaN."""

@@ -24,6 +24,7 @@ def test_agrees_with_float64(backend, device, rows, terms, width, dtype, scale, 
     assert_close(got, want, noise=(terms + 2) * EPS32 * size, backend=backend)
 
 
+@data.few
 @given(data.float_types, data.seeds)
 def test_rows_do_not_know_each_other(backend, device, dtype, seed):
     y = data.normal((5, 8, 300), seed, dtype).to(device)

@@ -67,6 +67,7 @@ def test_edges(backend, device, dialect):
     assert scale[2, 0].item() == pytest.approx(1e-4 / LARGEST[dialect])
 
 
+@data.few
 @given(data.fp8_types, data.seeds)
 def test_rows_and_groups_do_not_know_each_other(backend, device, fp8, seed):
     x = data.normal((3, 256), seed, torch.bfloat16).to(device)

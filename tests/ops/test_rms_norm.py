@@ -42,6 +42,7 @@ def test_fp8_output_is_the_rounded_fp32_row(backend, device, rows, width, fp8, g
         assert (codes.float().abs() <= LARGEST[fp8]).all()
 
 
+@data.few
 @given(data.widths, data.float_types, data.seeds)
 def test_rows_do_not_know_each_other(backend, device, width, dtype, seed):
     x, weight = data.normal((5, width), seed, dtype).to(device), data.normal((width,), seed + 1, dtype).to(device)

@@ -39,6 +39,7 @@ def test_agrees_with_complex_float64(backend, device, tokens, heads, sizes, inte
         assert torch.equal(got[..., width:].cpu(), given_x[..., width:])
 
 
+@data.few
 @given(st.booleans(), data.seeds)
 def test_tokens_do_not_know_each_other(backend, device, interleaved, seed):
     q = data.normal((4, 3, 64), seed).to(device)
