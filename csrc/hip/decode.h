@@ -14,7 +14,7 @@ constexpr int kSplit = 256;       // tokens per block; fixed, so that sums do no
 constexpr int kBlockThreads = 256;
 // The race detector can follow fewer threads, so on the host half a block must do.
 constexpr int kFewestThreads = kOnDevice ? kBlockThreads : 128;
-constexpr int kFewestWaves = kOnDevice ? kBlockThreads / kWave : 4;
+constexpr int kFewestWaves = kFewestThreads / kWave;
 
 struct CacheView {
     const void* data;  // [N, P, G, width]
