@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build and install the package with its HIP kernels, on any machine.
 
-python setup_rocm.py build      kernel libraries in build/hip: host, AMD machine code, CUDA where nvcc is
+python setup_rocm.py build      kernel libraries in build/hip: host, AMD machine code, CUDA where there is an NVIDIA GPU
 python setup_rocm.py install    the same, then installs the package with them inside
 python setup_rocm.py wheel      the same, then a wheel in dist/ that needs no compiler where it is installed
 
 AMDGPU_TARGET=gfx942,gfx950 chooses the chips; else the AMD GPU present; else all that are supported.
-REQUIRE=hip makes missing AMD machine code an error.
+REQUIRE=hip makes missing AMD machine code an error. REQUIRE=cuda builds the CUDA library without a GPU.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from rocm_infer.hip.build import ROOT, BuildError, build, find_tools, visible_targets, write_resources
@@ -24,20 +25,19 @@ PACKAGED = ROOT / "rocm_infer" / "hip" / "lib"
 
 
 def build_all(jobs: int) -> Path:
-    """Everything this machine can build; says what that is."""
-    tools, targets = find_tools(), visible_targets()
+    """Everything this machine can build; says what that is, and what is missing."""
+    tools, targets, required = find_tools(), visible_targets(), os.environ.get("REQUIRE", "")
     print(f"tools found\n{tools}")
-    goals = ["host", "bind"]
+    goals, parts = ["host", "bind"], ["host kernels"]
     if tools.clang:
         goals.append("code_objects")
-        print(f"building: host kernels, AMD machine code for {', '.join(targets)}")
-    elif os.environ.get("REQUIRE") == "hip":
+        parts.append(f"AMD machine code for {', '.join(targets)}")
+    elif required == "hip":
         raise BuildError("REQUIRE=hip: no clang with AMDGPU was found: pip install ziglang")
-    else:
-        print("building: host kernels only, there is no clang with AMDGPU")
-    if tools.nvcc:
+    if tools.nvcc and (shutil.which("nvidia-smi") or required == "cuda"):
         goals.append("cuda")
-        print("building: CUDA kernels, for development")
+        parts.append("CUDA kernels, for development")
+    print(f"building: {'; '.join(parts)}")
     return build(tuple(goals), targets=targets, jobs=jobs, tools=tools)
 
 
@@ -49,6 +49,23 @@ def package(folder: Path) -> None:
         place = PACKAGED / file.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, place)
+
+
+def make_wheel() -> Path:
+    """A wheel of the package with its libraries. They hold for this Python and this kind of machine, and its name says so."""
+    place = ROOT / "dist"
+    shutil.rmtree(place, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(place), str(ROOT)]
+    subprocess.run(pip, check=True)
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    tags = ["--python-tag", python, "--abi-tag", python, "--platform-tag", platform]
+    subprocess.run(
+        [sys.executable, "-m", "wheel", "tags", "--remove", *tags, *map(str, place.glob("*.whl"))],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return next(place.glob("*.whl"))
 
 
 def main() -> None:
@@ -72,11 +89,13 @@ def main() -> None:
     package(folder)
     if args.command == "build":
         return
-    pip = {"install": ["install", "--no-deps", str(ROOT)], "wheel": ["wheel", "--no-deps", "-w", str(ROOT / "dist"), str(ROOT)]}
     try:
-        subprocess.run([sys.executable, "-m", "pip", *pip[args.command]], check=True)
+        wheel = make_wheel()
     finally:
         shutil.rmtree(PACKAGED)
+    print(f"made: {wheel}")
+    if args.command == "install":
+        subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", "--force-reinstall", str(wheel)], check=True)
 
 
 if __name__ == "__main__":
