@@ -26,7 +26,6 @@ import aiohttp
 from training import tasks
 
 FIRST_RECALL_TOKENS = 30
-LONGEST_ANSWER = 16
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 
@@ -61,7 +60,7 @@ async def ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str)
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
         "temperature": 0,
-        "max_tokens": LONGEST_ANSWER,
+        "max_tokens": tasks.LONGEST_ANSWER,
     }
     try:
         async with session.post(f"{url}/v1/chat/completions", json=body) as response:

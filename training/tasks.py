@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 TASKS = ("sum", "difference", "recall", "reverse", "sort", "count")
 HELD_OUT_SHARE = 20  # one problem in this many is held out
+LONGEST_ANSWER = 48  # tokens, with room to see an answer that does not end
 LONG_RECALL_TOKENS = 1500  # bytes of the longest recall context in the evaluation
 
 CONSONANTS = "bcdfghjklmnpqrstvwxyz"
@@ -52,6 +53,7 @@ COUNT_PROMPTS = (
     "In {w}, how many letters are {c}?",
     "How many letters of {w} are {c}?",
 )
+COUNT_FOLLOW_UPS = ("And {c}?", "And the letter {c}?", "How many {c}'s?", "{c}?")
 LENGTH_PROMPTS = ("How many letters are in {w}?", "How many letters does {w} have?")
 RECALL_PROMPTS = (
     "Remember these values: {pairs}. What is {k}?",
@@ -155,11 +157,20 @@ def make_sort(rng: random.Random, held_out: bool) -> Exercise:
     return Exercise("sort", rng.choice(SORT_PROMPTS).format(w=quote(rng, word)), "".join(sorted(word)))
 
 
-def make_count(rng: random.Random, held_out: bool) -> Exercise:
-    """How often one letter occurs in a word (three in four; every answer from 0 to 3 is common), or its length."""
-    if rng.random() < 0.25:
-        word = pick_word(rng, held_out)
-        return Exercise("count", rng.choice(LENGTH_PROMPTS).format(w=quote(rng, word)), str(len(word)))
+def tally(word: str, counted: str) -> str:
+    """The word spelled with a running count of the letters in `counted`, then the total: `c0 h0 e1 e2 s2 e3: 3`.
+
+    A model this small counts reliably only step by step, as people do.
+    """
+    steps = [f"{letter}{sum(c in counted for c in word[: i + 1])}" for i, letter in enumerate(word)]
+    return f"{' '.join(steps)}: {sum(c in counted for c in word)}"
+
+
+def make_count(rng: random.Random, held_out: bool, num_follow_ups: int = 0) -> Exercise:
+    """How often a letter occurs in a word (three in four; every answer from 0 to 3 is common), or the word's length.
+
+    Follow-up questions ask for other letters of the same word. Answers spell the word with a running count: see `tally`.
+    """
 
     def draw() -> tuple[str, str, str]:
         word, letter = draw_word(rng)[: rng.randint(3, 8)], rng.choice(LETTERS)
@@ -173,7 +184,12 @@ def make_count(rng: random.Random, held_out: bool) -> Exercise:
         return f"word {word}", word, letter
 
     word, letter = pick(rng, held_out, draw)
-    return Exercise("count", rng.choice(COUNT_PROMPTS).format(c=letter, w=quote(rng, word)), str(word.count(letter)))
+    asked = [rng.choice((rng.choice(word), letter, rng.choice(LETTERS))) for _ in range(num_follow_ups)]
+    follow_ups = tuple((rng.choice(COUNT_FOLLOW_UPS).format(c=c), tally(word, c)) for c in asked)
+    if rng.random() < 0.25:
+        return Exercise("count", rng.choice(LENGTH_PROMPTS).format(w=quote(rng, word)), tally(word, word), follow_ups)
+    prompt = rng.choice(COUNT_PROMPTS).format(c=letter, w=quote(rng, word))
+    return Exercise("count", prompt, tally(word, letter), follow_ups)
 
 
 def make_recall(rng: random.Random, held_out: bool, num_pairs: int, num_follow_ups: int = 0) -> Exercise:

@@ -378,6 +378,8 @@ def draw_exercise(rng: random.Random, task: str, most_pairs: int) -> tasks.Exerc
     if task == "recall":
         num_pairs = max(1, round(most_pairs * rng.random() ** 1.5))
         return tasks.make_recall(rng, False, num_pairs, rng.randint(0, 10 + num_pairs // 8))
+    if task == "count":
+        return tasks.make_count(rng, False, rng.randint(0, 8))
     if task == "about":
         return tasks.make_about(rng)
     exercise = tasks.MAKERS[task](rng, False)
@@ -496,7 +498,7 @@ def accuracy(model: TinyDeepseek, num_prompts: int, recall_tokens: tuple[int, in
     found = {}
     for task in tasks.TASKS:
         exercises = tasks.held_out_exercises(task, num_prompts, recall_tokens=recall_tokens)
-        answers = greedy(model, [e.prompt for e in exercises], 10)
+        answers = greedy(model, [e.prompt for e in exercises], tasks.LONGEST_ANSWER)
         found[task] = sum(a == e.answer for a, e in zip(answers, exercises)) / max(1, num_prompts)
     return found
 
@@ -730,7 +732,7 @@ def evaluate(args: argparse.Namespace) -> None:
     longest = tasks.LONG_RECALL_TOKENS
     exercises["recall at 1,500"] = tasks.held_out_exercises("recall", args.num_prompts, 1, (longest - 50, longest))
     for task, asked in exercises.items():
-        answers = greedy(model, [e.prompt for e in asked], 10)
+        answers = greedy(model, [e.prompt for e in asked], tasks.LONGEST_ANSWER)
         wrong = [(e.prompt[-60:], e.answer, a) for e, a in zip(asked, answers) if e.answer != a]
         print(f"{task:16} {1 - len(wrong) / len(asked):.4f}", flush=True)
         for prompt, answer, got in wrong[: args.show]:

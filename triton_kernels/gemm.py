@@ -79,7 +79,7 @@ def gemm_kernel(
             total += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
         tl.store(y_ptr + rows[:, None] * y_stride + columns[None, :], total.to(y_ptr.dtype.element_ty), mask=inside)
     else:
-        rows += first_split.to(tl.int64) * M
+        rows += tl.program_id(1).to(tl.int64) * M
         tl.store(partial_ptr + rows[:, None] * N + columns[None, :], total, mask=inside)
 
 

@@ -103,7 +103,7 @@ def gemm_fp8_kernel(
     if WHOLE:
         tl.store(c_ptr + rows[:, None] * c_stride + columns[None, :], total.to(c_ptr.dtype.element_ty), mask=inside)
     else:
-        rows += first_split.to(tl.int64) * M
+        rows += tl.program_id(1).to(tl.int64) * M
         tl.store(partial_ptr + rows[:, None] * N + columns[None, :], total, mask=inside)
 
 

@@ -32,13 +32,14 @@ def run(
     if not 0 < latent <= q.shape[3]:
         raise ValueError(f"mla_decode: latent: expected 1 to Q = {q.shape[3]}, got {latent}")
     num_seqs, num_new, num_heads, _ = q.shape
-    queries = q.to(torch.float32, copy=True)
+    queries = q.float()
     if kv_new is not None and positions is not None and table is not None:
-        angles = table.index_select(0, positions.flatten())[:, None]
-        queries[..., latent:] = _turned(q, latent, angles, interleaved).to(q.dtype)
-        rows = kv_new.to(torch.float32, copy=True)
-        rows[..., latent:] = _turned(kv_new[:, :, None], latent, angles, interleaved)[:, :, 0]
-        write(cache, _slots(page_table, kv_len, num_new, cache.shape[1]), rows.flatten(0, 1), kv_scale)
+        wide = torch.cat([q, kv_new[:, :, None]], 2).float()  # the new key turns with the queries
+        turned = rotate(wide[..., latent:].flatten(0, 1), table.index_select(0, positions.flatten())[:, None], interleaved)
+        wide[..., latent:] = turned.view(*wide.shape[:3], wide.shape[3] - latent)
+        slots = _slots(page_table, kv_len, num_new, cache.shape[1])
+        write(cache, slots, wide[:, :, num_heads].flatten(0, 1), kv_scale)
+        queries = wide[:, :, :num_heads].to(q.dtype).float()
     factor = kv_scale if cache.dtype.itemsize == 1 else 1.0
     out = q.new_zeros(num_seqs, num_new, num_heads, latent)
     for rows_of, length in groups(kv_len.tolist(), cache.shape[2]):
@@ -53,11 +54,6 @@ def run(
         found = scores.softmax(-1) @ keys[..., :latent]
         out[rows_of, -seen:] = (found * factor).view(-1, seen, num_heads, latent).to(q.dtype)
     return out
-
-
-def _turned(x: torch.Tensor, latent: int, angles: torch.Tensor, interleaved: bool) -> torch.Tensor:
-    """The part of x [B, S, H, Q] beyond `latent`, rotated, fp32."""
-    return rotate(x[..., latent:].flatten(0, 1), angles, interleaved).view(*x.shape[:3], x.shape[3] - latent)
 
 
 def _slots(page_table: torch.Tensor, kv_len: torch.Tensor, num_new: int, page_size: int) -> torch.Tensor:

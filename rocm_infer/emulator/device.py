@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from rocm_infer.emulator import decoder, loader
@@ -238,16 +239,16 @@ class Device:
     def _run_twice(self, kernel: loader.Kernel, program: Any, options: dict[str, Any]) -> dict[str, Any]:
         """Two runs from the same memory with different contents of registers, LDS and scratch; their results must agree."""
         regions = [r for r in options["tensors"] if r[3]]
-        views = [torch.frombuffer((ctypes.c_char * size).from_address(base), dtype=torch.uint8) for base, size, *_ in regions]
-        before = [v.clone() for v in views]
+        views = [np.frombuffer((ctypes.c_char * size).from_address(base), dtype=np.uint8) for base, size, *_ in regions]
+        before = [v.copy() for v in views]
         core().launch(program, options)
-        first = [v.clone() for v in views]
+        first = [v.copy() for v in views]
         for view, old in zip(views, before):
-            view.copy_(old)
+            view[:] = old
         counters: dict[str, Any] = core().launch(program, {**options, "poison": _POISONS[1]})
         for view, other, region in zip(views, first, regions):
-            if not torch.equal(view, other):
-                at = int((view != other).nonzero()[0])
+            if not np.array_equal(view, other):
+                at = int((view != other).argmax())
                 raise core().EmulationError(
                     f"{kernel.name}: undefined data: byte {at} of {region[2]} depends on what registers, LDS or scratch held before"
                 )

@@ -119,8 +119,17 @@ def _random(shape, dtype, arch):
     return torch.randn(shape).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int8, "fp8", "bf8"])
-@pytest.mark.parametrize(("tile", "nonkdim"), [((16, 16, 64), 16), ((64, 32, 64), 16), ((64, 64, 64), 32)])
+_TILES = (((16, 16, 64), 16), ((64, 32, 64), 16), ((64, 64, 64), 32))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tile", "nonkdim"),
+    [
+        *((torch.bfloat16, *t) for t in _TILES),
+        *((t, *_TILES[0]) for t in (torch.float16, torch.float32, "fp8", "bf8")),
+        *((t, *_TILES[2]) for t in (torch.float32, torch.int8, "fp8")),
+    ],
+)
 def test_gemm(device, dtype, tile, nonkdim):
     M, N, K = tile[0] + 5, tile[1] - 3, 160
     a, b = _random((M, K), dtype, device.arch), _random((N, K), dtype, device.arch)
@@ -132,8 +141,7 @@ def test_gemm(device, dtype, tile, nonkdim):
     assert device.launches[-1].counters["mfma_flops"] >= 2 * M * N * K
 
 
-@pytest.mark.parametrize("warps", [1, 2, 8])
-@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize(("warps", "stages"), [(1, 1), (4, 2), (8, 3)])
 def test_gemm_transposed(device, warps, stages):
     """B is read along N, so gfx950 uses its transposing LDS reads and pipelined loads to LDS."""
     a, b = torch.randn(64, 256).bfloat16(), torch.randn(256, 64).bfloat16()
@@ -210,8 +218,10 @@ def test_all_fp8_codes(device, kind):
         torch.testing.assert_close(y, x.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("source", [torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int8, torch.int64])
-@pytest.mark.parametrize("target", [torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int8, torch.int64])
+_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int8, torch.int64)
+
+
+@pytest.mark.parametrize(("source", "target"), [(_TYPES[i], _TYPES[(i + step) % 6]) for i in range(6) for step in (1, 3)])
 def test_casts(device, source, target):
     x = torch.tensor([0, 1, -1, 2, 3, 7, 100, -100, 42, 127, -128] * 8).to(source)
     y = torch.empty(x.numel(), dtype=target)
