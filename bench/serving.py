@@ -24,6 +24,8 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from bench.clients import CLIENTS, DEFAULT_PORTS, Client, Prompt, Result, Sampling, open_session
+from rocm_infer.config import EMBEDDED_MODEL
+from rocm_infer.hub import resolve_model
 
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
 PASSAGE = (
@@ -148,7 +150,8 @@ async def find_tokenizer(session: aiohttp.ClientSession, args: argparse.Namespac
             path = (await get_json(session, args.base_url + "/model_info"))["tokenizer_path"]
         except (aiohttp.ClientError, LookupError):
             path = args.model
-    file = Path(path or "") / "tokenizer.json"
+    directory = resolve_model(path) if path == EMBEDDED_MODEL else Path(path or "")
+    file = directory / "tokenizer.json"
     if not file.is_file():
         raise SystemExit(f"no tokenizer.json at {path!r}; name its directory with --tokenizer")
     return Tokenizer.from_file(str(file))
