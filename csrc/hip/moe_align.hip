@@ -55,7 +55,7 @@ GRID_KERNEL(256) void moe_place_kernel(const MoeAlignParams p) {
         for (int base = 0; base < p.num_slots; base += kWave) {
             int slot = base + lane();
             bool mine = slot < p.num_slots && bucket_of(p, slot) == bucket;
-            u64 all = ballot(mine);
+            u64 all = grid::ballot(mine);
             if (mine) p.sorted_slots[next + popcount(all & ((1ull << lane()) - 1))] = slot;
             next += popcount(all);
         }

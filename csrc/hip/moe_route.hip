@@ -31,10 +31,10 @@ GRID_KERNEL(256) void moe_route_kernel(const MoeRouteParams p) {
     if (!p.sigmoid) {
         largest = wave_max(largest);
         total = 0.0f;
-        GRID_UNROLL for (int i = 0; i < kOwn; ++i) total += i * kWave + lane() < p.num_experts ? exp(logit[i] - largest) : 0.0f;
+        GRID_UNROLL for (int i = 0; i < kOwn; ++i) total += i * kWave + lane() < p.num_experts ? grid::exp(logit[i] - largest) : 0.0f;
         total = wave_sum(total);
     }
-    auto score_of = [&](float value) { return p.sigmoid ? 1.0f / (1.0f + exp(-value)) : exp(value - largest) / total; };
+    auto score_of = [&](float value) { return p.sigmoid ? 1.0f / (1.0f + grid::exp(-value)) : grid::exp(value - largest) / total; };
 
     // 0 stands for "cannot be chosen": not an expert, or chosen already.
     u64 key[kOwn];

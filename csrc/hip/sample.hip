@@ -151,7 +151,7 @@ GRID_KERNEL(1024) void sample_kernel(const SampleParams p) {
     float temperature = p.temperature[row];
     if (valid && temperature > 0.0f) {
         auto order_of = [&](int v) { return rank_order(shaped_logit(p, row, v)); };
-        auto share = [&](u32 order) { return exp((order_value(order) - largest) / temperature); };
+        auto share = [&](u32 order) { return grid::exp((order_value(order) - largest) / temperature); };
         auto weight = [&](u32 order) { return static_cast<u64>(share(order) * 0x1p40f); };
         sync();
 
@@ -166,7 +166,7 @@ GRID_KERNEL(1024) void sample_kernel(const SampleParams p) {
                 if (order > cut.order) above += weight(order);
             }
             u64 total = total_over_block(above, sums) + (cut.order ? cut.ties * weight(cut.order) : 0);
-            double wanted = static_cast<double>(top_p) * static_cast<double>(total);
+            double wanted = top_p > 0.0f ? static_cast<double>(top_p) * static_cast<double>(total) : 0.0;
             u64 need = static_cast<u64>(wanted);
             need += static_cast<double>(need) < wanted || need == 0;
             Cut by_weight = select(shared, p.vocab, need, order_of, [&](int, u32 order) { return order >= cut.order ? weight(order) : 0ull; });
@@ -193,7 +193,7 @@ GRID_KERNEL(1024) void sample_kernel(const SampleParams p) {
         auto kept_weight = [&](int v, u64& rank) {
             u32 order = v < last ? order_of(v) : 0;
             bool equal = v < last && order == cut.order;
-            u64 equals = ballot(equal);
+            u64 equals = grid::ballot(equal);
             bool stays = v < last && (order > cut.order || (equal && rank + popcount(equals & ((1ull << lane()) - 1)) < cut.ties));
             rank += popcount(equals);
             return stays && share(order) >= min_p ? weight(order) : 0;
@@ -241,8 +241,8 @@ GRID_KERNEL(1024) void sample_kernel(const SampleParams p) {
     raw_best = block_max(raw_best, floats);
     sync();
     float sum = 0.0f;
-    for (int v = thread_x(); v < p.vocab; v += num_threads()) sum += exp(raw_logit(p, row, v) - raw_best);
-    float normaliser = raw_best + log(block_sum(sum, floats));
+    for (int v = thread_x(); v < p.vocab; v += num_threads()) sum += grid::exp(raw_logit(p, row, v) - raw_best);
+    float normaliser = raw_best + grid::log(block_sum(sum, floats));
     if (thread_x() == 0) p.logprob[row] = raw_logit(p, row, id) - normaliser;
     u64 previous = ~0ull;
     for (int n = 0; n < p.num_logprobs; ++n) {

@@ -23,7 +23,7 @@ GRID_KERNEL(256) void silu_mul_kernel(const SiluMulParams p) {
         Vec<T, N> g = load<N>(gate + vec * N), up = load<N>(gate + p.width + vec * N);
         GRID_UNROLL for (int i = 0; i < N; ++i) {
             float value = to_float(g.v[i]);
-            v[i] = value / (1.0f + exp(-value)) * to_float(up.v[i]);
+            v[i] = value / (1.0f + grid::exp(-value)) * to_float(up.v[i]);
         }
     });
 }

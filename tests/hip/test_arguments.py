@@ -55,7 +55,9 @@ def rows(*sizes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def test_a_gap_between_neighbours_is_named(library):
-    with pytest.raises(ValueError, match=r"rms_norm: x: expected neighbouring elements in the last dimension \(stride 1\), got stride 2"):
+    with pytest.raises(
+        ValueError, match=r"rms_norm: x: expected neighbouring elements in the last dimension \(stride 1\), got stride 2"
+    ):
         rms_norm.using("hip")(rows(3, 16)[:, ::2], rows(8), eps=1e-6)
 
 
@@ -79,7 +81,10 @@ def test_an_unknown_op_is_named(library):
 def test_sizes_that_do_not_fit_the_tiles_are_refused_before_the_launch(library):
     cache = rows(2, 4, 1, 40)
     call = attn_decode.using("hip")
-    with pytest.raises(NotImplementedError, match="attn_decode: backend 'hip' cannot serve this call: D: expected a multiple of 16 and at most 256, got 40"):
+    with pytest.raises(
+        NotImplementedError,
+        match="attn_decode: backend 'hip' cannot serve this call: D: expected a multiple of 16 and at most 256, got 40",
+    ):
         call(rows(1, 1, 40), cache, cache, torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32), scale=1.0)
 
 
@@ -97,7 +102,9 @@ def test_the_host_build_is_never_chosen_by_itself(library):
 def test_without_a_library_the_reason_says_how_to_build_one(tmp_path, monkeypatch):
     monkeypatch.setenv(_library.BUILD_VARIABLE, str(tmp_path))
     _library.host_library.cache_clear()
-    with pytest.raises(NotImplementedError, match=r"libkernels_w64.so does not exist; build them with: python setup_rocm.py build"):
+    with pytest.raises(
+        NotImplementedError, match=r"libkernels_w64.so does not exist; build them with: python setup_rocm.py build"
+    ):
         rms_norm.using("hip")(rows(2, 8), rows(8), eps=1e-6)
     _library.host_library.cache_clear()
 
@@ -107,7 +114,9 @@ def run_on_stub(folder: Path, place: Path, result: int) -> subprocess.CompletedP
     compile_stub = [*build.find_tools().cxx, "-shared", "-fPIC", str(place / "stub.cpp"), "-o", str(place / "libamdhip64.so")]
     subprocess.run(compile_stub, check=True)
     environment = {**os.environ, "LD_LIBRARY_PATH": str(place)}
-    return subprocess.run([sys.executable, "-c", CALL, str(folder)], capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", CALL, str(folder)], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+    )
 
 
 def test_a_launch_on_a_gpu(bind_folder, tmp_path):
@@ -115,7 +124,12 @@ def test_a_launch_on_a_gpu(bind_folder, tmp_path):
     done = run_on_stub(bind_folder, tmp_path, 0)
     assert done.returncode == 0, done.stderr
     launch = "launch 4 1 1 of 64, LDS 0, stream 0x7, no residual 1"
-    assert done.stdout.splitlines() == ["load /code/rms_norm.co", "function _Z15rms_norm_kernelIfLi4EEvN4grid10NormParamsE", launch, launch]
+    assert done.stdout.splitlines() == [
+        "load /code/rms_norm.co",
+        "function _Z15rms_norm_kernelIfLi4EEvN4grid10NormParamsE",
+        launch,
+        launch,
+    ]
 
 
 def test_no_device_is_one_clear_error(bind_folder, tmp_path):

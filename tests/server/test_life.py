@@ -18,15 +18,22 @@ from typing import Any, ClassVar
 
 import aiohttp
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from tests.server.test_kill import events
 from tests.server.toy_server import IS_NIGHTLY, Oracle, ToyServer, completion, toy_server
 
 PREFIXES = ([], [3] * 9, [3] * 9 + [4] * 8, list(range(40)))
+REQUESTS = st.tuples(
+    st.sampled_from(PREFIXES),
+    st.lists(st.integers(0, 60), min_size=1, max_size=12),
+    st.integers(1, 150),
+    st.booleans(),  # stream
+)
 MAX_LIVING = 12
+MAX_KILLS = 1000 if IS_NIGHTLY else 3  # each costs the start of a worker
 SECONDS_TO_END = 60
 
 
@@ -102,14 +109,18 @@ class ServerLife(RuleBasedStateMachine):
     def living(self) -> list[Asked]:
         return [asked for asked in self.asked if not asked.outcome and not asked.future.done()]
 
+    @initialize(requests=st.lists(REQUESTS, min_size=3, max_size=6))
+    def open(self, requests: list[tuple[list[int], list[int], int, bool]]) -> None:
+        for request in requests:
+            self.arrive_one(*request)
+
     @precondition(lambda self: len(self.living()) < MAX_LIVING)
-    @rule(
-        prefix=st.sampled_from(PREFIXES),
-        tail=st.lists(st.integers(0, 60), min_size=1, max_size=12),
-        count=st.integers(1, 150),
-        stream=st.booleans(),
-    )
-    def arrive(self, prefix: list[int], tail: list[int], count: int, stream: bool) -> None:
+    @rule(requests=st.lists(REQUESTS, min_size=1, max_size=4))
+    def arrive(self, requests: list[tuple[list[int], list[int], int, bool]]) -> None:
+        for request in requests:
+            self.arrive_one(*request)
+
+    def arrive_one(self, prefix: list[int], tail: list[int], count: int, stream: bool) -> None:
         kind = type(self)
         kind.num_asked += 1
         asked = Asked(f"life-{kind.num_asked}", prefix + tail, count, num_kills=kind.num_kills)
@@ -138,13 +149,12 @@ class ServerLife(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         threading.Event().wait(seconds)
 
-    @precondition(lambda self: self.living() and (IS_NIGHTLY or not self.has_killed))
-    @rule(may=st.integers(0, 3))
-    def kill(self, may: int) -> None:
-        if may == 0:
-            self.has_killed = True
-            type(self).num_kills += 1
-            self.server.kill_worker()
+    @precondition(lambda self: self.living() and not self.has_killed and self.num_kills < MAX_KILLS)
+    @rule()
+    def kill(self) -> None:
+        self.has_killed = True
+        type(self).num_kills += 1
+        self.server.kill_worker()
 
     def teardown(self) -> None:
         for asked in self.asked:
@@ -189,7 +199,10 @@ def test_life(life: type[ServerLife]) -> None:
             stateful_step_count=40 if IS_NIGHTLY else 20,
             deadline=None,
             derandomize=not IS_NIGHTLY,
+            database=None,
+            phases=[Phase.generate],  # a server with a history cannot be shrunk
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert life.num_asked > 8
+    assert life.num_asked > 30
+    assert life.num_kills > 1
