@@ -186,6 +186,11 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     }
 
 
+def supports(call: Any) -> str | None:
+    latent = call.scalars["latent"]
+    return None if latent <= 512 else f"latent: the sums of a tile are kept in registers, expected at most 512, got {latent}"
+
+
 def scratch(call: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Partial results and their log-sum-exps, one per split; none where one split is the most."""
     dims = call.dims

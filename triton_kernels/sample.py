@@ -167,7 +167,7 @@ def kept_weights(
     x, ids, inside = load_logits(row_ptr, start, V, BLOCK)
     code = ordered(x)
     weights = tl.exp((x - top) / temperature)
-    stays = (code >= key) & inside & (weights >= min_p)
+    stays = (code >= key) & inside & (weights >= tl.minimum(min_p, 1.0))
     if is_tight:
         is_tie = ((code == key) & inside).to(tl.int32)
         rank = num_before + tl.cumsum(is_tie, 0) - is_tie
@@ -192,7 +192,7 @@ def uniform(seed, counter):
 
 @triton.jit
 def draw(row_ptr, top, temperature, top_k, top_p, min_p, seed, counter, V: tl.constexpr, BLOCK: tl.constexpr):
-    """The id that the row's uniform number falls to."""
+    """The id that the row's uniform number falls to; V if no token stays, which only broken parameters can cause."""
     key = tl.zeros([], tl.uint32)  # tokens from this one upwards stay; of its equals the first num_ties
     num_ties, is_tight = V, False
     if (top_k > 0) & (top_k < V):
@@ -225,7 +225,7 @@ def draw(row_ptr, top, temperature, top_k, top_p, min_p, seed, counter, V: tl.co
     before = tl.zeros([], tl.float64)
     num_before = 0
     token, start = V, 0
-    while token == V:
+    while (token == V) & (start < V):
         weights, ids, num_before = kept_weights(
             row_ptr, start, key, num_ties, is_tight, num_before, min_p, top, temperature, V, BLOCK
         )
@@ -276,7 +276,7 @@ def sample_kernel(
     is_valid = (top > -INFINITY) & (broken == 0)
     temperature = tl.load(temperature_ptr + row)
     if is_valid & (temperature > 0.0):
-        token = draw(
+        drawn = draw(
             row_ptr,
             top,
             temperature,
@@ -288,6 +288,7 @@ def sample_kernel(
             V,
             BLOCK,
         )
+        token = tl.where(drawn < V, drawn, token)
     tl.store(ids_ptr + row, tl.where(is_valid, token, -1).to(tl.int64))
     logprob = tl.full([], float("nan"), tl.float32)
     if NUM_LOGPROBS >= 0:
@@ -306,6 +307,11 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     """dims: V. Rows are few and long: a whole workgroup of 16 waves per row, 16 bytes per lane."""
     block = min(4096, max(64, triton.next_power_of_2(dims["V"])))
     return {"BLOCK": block, **options(arch, num_warps=max(1, min(16, block // 256)), num_stages=1)}
+
+
+def supports(call: Any) -> str | None:
+    """Tokens are counted in fp32."""
+    return None if call.dims["V"] <= 1 << 24 else f"logits: expected V of at most 2^24, got {call.dims['V']}"
 
 
 def _is_shaped(present: Any) -> bool:

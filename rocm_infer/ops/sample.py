@@ -176,7 +176,7 @@ def _draw(
         if k < vocab or p < 1:
             kept = _kept(logits[row], weights[row], k, p)
             weights[row] = torch.zeros_like(weights[row]).index_copy(0, kept, weights[row, kept])
-    weights = weights.masked_fill(weights < min_p[:, None], 0.0)
+    weights = weights.masked_fill(weights < min_p.clamp(max=1)[:, None], 0.0)
     cumulated = weights.cumsum(-1, dtype=torch.float64)
     return torch.searchsorted(cumulated, (share * cumulated[:, -1])[:, None], right=True)[:, 0]
 

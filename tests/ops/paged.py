@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import hypothesis
+import pytest
 import torch
 
 from tests import strategies as data
@@ -14,6 +15,7 @@ from tests.close import EPS32, HALF_ULP
 # For laws that take several calls per example, or that another test's examples cover too.
 few = hypothesis.settings(max_examples=max(2, hypothesis.settings().max_examples // 5))
 FP8_LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0}
+both_dialects = pytest.mark.parametrize("fp8", list(FP8_LARGEST), ids=["e4m3fn", "e4m3fnuz"])
 
 
 def angle_table(length: int, width: int, seed: int) -> torch.Tensor:

@@ -131,9 +131,10 @@ def test_agrees_with_float64_and_writes_what_store_mla_writes(
     check(got, case, cache, backend, **scalars)
 
 
+@paged.both_dialects
 @paged.few
-@given(data.ragged_lens(3), data.page_sizes, num_new, data.fp8_types, st.sampled_from([1.0, 0.125]), data.seeds)
-def test_fp8_cache(backend, device, lens, page, new, fp8, kv_scale, seed):
+@given(data.ragged_lens(3), data.page_sizes, num_new, st.sampled_from([1.0, 0.125]), data.seeds)
+def test_fp8_cache(backend, device, fp8, lens, page, new, kv_scale, seed):
     case = make(lens, page, 16, new, (64, 32), torch.bfloat16, seed, fp8)
     scalars = {"scale": 0.1, "kv_scale": kv_scale}
     cache, twin = case.cache.clone().to(device), case.cache.clone().to(device)

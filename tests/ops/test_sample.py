@@ -214,6 +214,13 @@ def test_no_allowed_token_gives_minus_one(backend, device):
     assert call(backend, device, torch.zeros(2, 40), plain(2, temperature=[0.0, 1.0]), mask=nothing)[0].tolist() == [-1, -1]
 
 
+def test_the_likeliest_token_stays_whatever_the_parameters(backend, device):
+    """Out of range as they are, they must neither hang nor give an id that does not exist."""
+    logits = data.normal((5, 90), 2)
+    params = plain(5, min_p=[2.0, math.inf, 0.0, 0.0, 1.0], top_p=[1.0, 0.5, 0.0, -1.0, 1.0], top_k=[0, 3, 0, -1, -5])
+    assert torch.equal(call(backend, device, logits, params)[0], logits.argmax(-1))
+
+
 @paged.few
 @given(data.seeds)
 def test_a_row_is_a_function_of_its_own_arguments(backend, device, seed):
