@@ -744,7 +744,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     t = commands.add_parser("train")
     t.set_defaults(run=train)
-    t.add_argument("--work-dir", default="/tmp/tiny")
+    t.add_argument("--work-dir", default="build/tiny-deepseek")
     t.add_argument("--log", default=str(LOG_FILE))
     t.add_argument("--seed", type=int, default=0)
     t.add_argument("--processes", type=int, default=2)
@@ -768,7 +768,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, run in (("export", export_command), ("evaluate", evaluate)):
         command = commands.add_parser(name)
         command.set_defaults(run=run, eager=True)
-        command.add_argument("--work-dir", default="/tmp/tiny")
+        command.add_argument("--work-dir", default="build/tiny-deepseek")
         command.add_argument("--asset-dir", default=str(ASSET_DIR))
         command.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
         command.add_argument("--num-prompts", type=int, default=500)
