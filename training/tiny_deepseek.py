@@ -633,8 +633,11 @@ def train_rank(rank: int, args: argparse.Namespace) -> None:
     world = args.processes
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{args.work_dir}/rendezvous", rank=rank, world_size=world)
-    model = TinyDeepseek(ModelShape())
-    initialise(model, args.seed)
+    if args.start_from:
+        model = load_exported(Path(args.start_from), torch.float32)
+    else:
+        model = TinyDeepseek(ModelShape())
+        initialise(model, args.seed)
     optimiser = Optimiser(model, args.lr)
     model.bfloat16()
     step, seconds, trained = 0, 0.0, 0
@@ -746,6 +749,7 @@ def build_parser() -> argparse.ArgumentParser:
     t.set_defaults(run=train)
     t.add_argument("--work-dir", default="build/tiny-deepseek")
     t.add_argument("--log", default=str(LOG_FILE))
+    t.add_argument("--start-from", default="", help="folder of an exported model whose weights replace the random ones")
     t.add_argument("--seed", type=int, default=0)
     t.add_argument("--processes", type=int, default=2)
     t.add_argument("--steps", type=int, default=12000)
