@@ -63,9 +63,15 @@ class Answer:
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
-    service, call = request.app[SERVICE], call_of(request)
-    service.admit()
+    request.app[SERVICE].admit()
     body = await read_body(request, ChatRequest)
+    return await _respond(request, body, *await start_chat(request, body))
+
+
+async def start_chat(request: web.Request, body: ChatRequest) -> tuple[Generation, Answer, ChatView, dict[str, Any]]:
+    """Starts the outputs of a chat request: the generation (the caller closes it), what the answer says beside its choices, how
+    its choices are shown, and further fields of the (first) body."""
+    service, call = request.app[SERVICE], call_of(request)
     model = service.check_model(body.model)
     ids, thinking = await chat_prompt(service, body)
     max_tokens, name = _chat_max_tokens(body)
@@ -86,7 +92,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     generation = service.generate(call, [ids], [params], params.n, priority=body.priority, salt=body.cache_salt)
     view = ChatView(service.tokenizer, body, thinking)
     extra: dict[str, Any] = {"prompt_token_ids": ids} if body.return_token_ids else {}
-    return await _respond(request, body, generation, answer, view, extra)
+    return generation, answer, view, extra
 
 
 async def chat_prompt(service: Service, body: Any) -> tuple[list[int], Thinking]:
@@ -234,7 +240,6 @@ async def _events(
     """Chunks as encoded events: per choice an opening, pieces and an ending; usage at the very end if asked for."""
     outputs, options, extra = generation.outputs, body.stream_options, dict(extra)
     head = answer.head(view.chunk_kind)
-    shown: dict[int, int] = {}
 
     def chunk(choice: dict[str, Any]) -> bytes:
         body: dict[str, Any] = {**head, "choices": [choice]}
@@ -245,20 +250,26 @@ async def _events(
             extra.clear()
         return event(encode(body))
 
+    async for choices in choices_of(generation, view):
+        yield b"".join(map(chunk, choices))
+    if options.include_usage:
+        yield event(encode({**head, "choices": [], "usage": answer.usage(outputs, view)}))
+
+
+async def choices_of(generation: Generation, view: View) -> AsyncIterator[list[dict[str, Any]]]:
+    """Per engine step the choices of its chunks: each output begins with an opening and ends with an ending."""
+    shown: dict[int, int] = {}
     async for index, text in generation:
-        output = outputs[index]
-        data = b""
+        output, choices = generation.outputs[index], []
         if index not in shown:
             shown[index] = 0
             opening = view.opening(index, output)
-            data = chunk(opening) if opening else b""
+            choices = [opening] if opening else []
         piece = view.piece(index, output, text, shown[index]) if text or output.done else None
         if piece is not None:
-            data += chunk(piece)
+            choices.append(piece)
             shown[index] = len(output.token_ids)
         if output.done:
-            data += chunk(view.ending(index, output, shown[index]))
-        if data:
-            yield data
-    if options.include_usage:
-        yield event(encode({**head, "choices": [], "usage": answer.usage(outputs, view)}))
+            choices.append(view.ending(index, output, shown[index]))
+        if choices:
+            yield choices

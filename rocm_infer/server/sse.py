@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
@@ -22,6 +22,14 @@ DONE = b"data: [DONE]\n\n"
 
 def event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
+
+
+def named_event(name: str, data: bytes) -> bytes:
+    return b"event: " + name.encode() + b"\n" + event(data)
+
+
+def openai_error(error: ApiError) -> bytes:
+    return event(error.encode())
 
 
 class OpenStreams:
@@ -48,10 +56,19 @@ class OpenStreams:
 
 
 class EventStream:
-    """One response in the making."""
+    """One response in the making. `done` ends it; `as_event` writes what breaks it off."""
 
-    def __init__(self, request: web.Request, streams: OpenStreams) -> None:
+    def __init__(
+        self,
+        request: web.Request,
+        streams: OpenStreams,
+        *,
+        done: bytes = DONE,
+        as_event: Callable[[ApiError], bytes] = openai_error,
+    ) -> None:
         self._request = request
+        self._done = done
+        self._as_event = as_event
         self._streams = streams
         self._response = web.StreamResponse(headers=HEADERS)
         self._last_write = time.monotonic()
@@ -59,9 +76,9 @@ class EventStream:
         self._ping: asyncio.Task[None] | None = None
 
     async def run(self, events: AsyncIterator[bytes], call: Call) -> web.StreamResponse:
-        """Sends `events` and [DONE]. Headers go out with the first event, or after one ping interval without any.
+        """Sends `events` and `done`. Headers go out with the first event, or after one ping interval without any.
 
-        An ApiError before that propagates; later it becomes one error event and the connection ends without [DONE].
+        An ApiError before that propagates; later it becomes one error event and the connection ends without `done`.
         """
         first = asyncio.ensure_future(anext(events, None))
         try:
@@ -84,7 +101,8 @@ class EventStream:
                 await self._write(data)
             async for data in events:
                 await self._write(data)
-            await self._write(DONE)
+            if self._done:
+                await self._write(self._done)
         except ApiError as error:
             await self._fail(error)
         except (asyncio.CancelledError, ConnectionError):
@@ -94,7 +112,7 @@ class EventStream:
             await self._fail(internal_error(call.id))
 
     async def _fail(self, error: ApiError) -> None:
-        await self._write(event(error.encode()))
+        await self._write(self._as_event(error))
 
     async def _write(self, data: bytes) -> None:
         self._writing = True
