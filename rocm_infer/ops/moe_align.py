@@ -52,7 +52,8 @@ def moe_align(ids: torch.Tensor, *, num_experts: int, block: int) -> tuple[torch
     num_slots = flat.numel()
     num_blocks = capacity(num_slots, num_experts, block)
     bucket = torch.where((flat >= 0) & (flat < num_experts), flat, num_experts)
-    blocks = (torch.bincount(bucket, minlength=num_experts + 1) + block - 1) // block
+    counts = bucket.new_zeros(num_experts + 1).index_add_(0, bucket, torch.ones_like(bucket))
+    blocks = (counts + block - 1) // block
     last_block = blocks.cumsum(0)
     block_experts = torch.searchsorted(last_block, torch.arange(num_blocks, device=ids.device), right=True)
     order = bucket.argsort(stable=True)
