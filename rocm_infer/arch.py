@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,6 +21,7 @@ class Arch:
     """One architecture. Peaks are dense, per second, as published; 0 where nobody has recorded a figure.
 
     num_xcds: dies with an L2 cache of their own; workgroups go to them round robin.
+    lds_bytes: what one workgroup can have. wave: threads that run in step.
     fp8: the dialect that the matrix cores multiply, None if they do not.
     matrix_shapes: (M, N, K) of the matrix instructions for 16-bit input.
     """
@@ -37,20 +42,38 @@ class Arch:
         """Whether the matrix cores take this fp8 type as it is."""
         return str(dtype) == f"torch.float8_{self.fp8}"
 
+    @property
+    def fp8_dtype(self) -> torch.dtype:
+        """The type of fp8 weights and caches: the native dialect, else e4m3fn, which checkpoints have."""
+        return torch.float8_e4m3fnuz if self.fp8 == "e4m3fnuz" else torch.float8_e4m3fn
 
-# Sources: ROCm GPU specification page; CDNA3 and CDNA4 instruction set documents; vendors' data sheets. One GCD of an MI250X.
+
+# Sources of sizes: the tables of ROCm's "GPU specifications" page, and the CDNA3, CDNA4, RDNA3 and RDNA4 instruction set documents.
+# Sources of peaks: AMD's data sheets of MI250X (one GCD), MI300X, MI355X, RX 7900 XTX and RX 9070 XT, NVIDIA's of H100 SXM.
 ARCHS = {
     arch.name: arch
     for arch in (
         Arch("gfx90a", "amd", 64, 110, 1, 64 << 10, None, ((16, 16, 16), (32, 32, 8)), 1.6e12, 191.5e12),
         Arch("gfx942", "amd", 64, 304, 8, 64 << 10, "e4m3fnuz", ((16, 16, 16), (32, 32, 8)), 5.3e12, 1307.4e12, 2614.9e12),
         Arch("gfx950", "amd", 64, 256, 8, 160 << 10, "e4m3fn", ((16, 16, 32), (32, 32, 16)), 8e12, 2.5e15, 5.03e15),
-        Arch("gfx1100", "amd", 32, 96, 1, 64 << 10, None, ((16, 16, 16),)),
-        Arch("gfx1201", "amd", 32, 64, 1, 64 << 10, "e4m3fn", ((16, 16, 16),)),
+        Arch("gfx1100", "amd", 32, 96, 1, 64 << 10, None, ((16, 16, 16),), 0.96e12, 122.8e12),
+        Arch("gfx1201", "amd", 32, 64, 1, 64 << 10, "e4m3fn", ((16, 16, 16),), 0.64e12, 194.6e12, 389.3e12),
         # For development on NVIDIA. Its fp8 products keep about 14 bits of the sum, so kernels there multiply in bf16.
-        Arch("sm_90", "nvidia", 32, 132, 1, 227 << 10, None, ((64, 8, 16),), 4.8e12, 989e12, 1979e12),
+        Arch("sm_90", "nvidia", 32, 132, 1, 227 << 10, None, ((64, 8, 16),), 3.35e12, 989e12, 1979e12),
     )
 }
+
+# Boards whose published peaks (bytes/s, bf16, fp8) differ from their architecture's record, by a word of the device's name.
+BOARDS = {
+    "MI300A": (5.3e12, 980.6e12, 1961.2e12),
+    "MI325X": (6.0e12, 1307.4e12, 2614.9e12),
+    "MI350X": (8e12, 2.3e15, 4.6e15),
+    "H100 PCIe": (2.0e12, 756e12, 1513e12),
+    "H100 NVL": (3.9e12, 835e12, 1671e12),
+    "H200": (4.8e12, 989e12, 1979e12),
+}
+
+_played: ContextVar[Arch | None] = ContextVar("played", default=None)
 
 
 def of(name: str) -> Arch:
@@ -60,13 +83,55 @@ def of(name: str) -> Arch:
     return ARCHS[name]
 
 
-@functools.cache
+@contextmanager
+def played_by_meta(arch: Arch) -> Iterator[None]:
+    """Within, tensors of torch's meta device, which have no data, count as lying on a GPU of this architecture.
+
+    For dry runs: which kernels would serve, and which would be compiled.
+    """
+    token = _played.set(arch)
+    try:
+        yield
+    finally:
+        _played.reset(token)
+
+
 def current(device: torch.device) -> Arch:
     """The record of a device, with the compute units it really has.
 
     The CPU, where Triton interprets programs one by one, plays a gfx942 of few compute units: small sizes then fill it.
     """
+    if device.type == "meta":
+        found = _played.get()
+        if found is None:
+            raise NotImplementedError("arch: tensors of the meta device are on no GPU outside of arch.played_by_meta")
+        return found
+    return _of_device(device)
+
+
+def fp8_dtype(device: torch.device) -> torch.dtype:
+    """The type of fp8 weights and caches on a device. A CPU has no fp8 arithmetic and takes e4m3fn, as does no device at all."""
+    if device.type == "cpu" or (device.type == "meta" and _played.get() is None):
+        return torch.float8_e4m3fn
+    return current(device).fp8_dtype
+
+
+@functools.cache
+def _of_device(device: torch.device) -> Arch:
     if device.type == "cpu":
         return dataclasses.replace(ARCHS["gfx942"], num_cus=4)
-    found = of(platform.gfx(device.index or 0)) if platform.is_hip() else ARCHS["sm_90"]
-    return dataclasses.replace(found, num_cus=torch.cuda.get_device_properties(device).multi_processor_count)
+    properties = torch.cuda.get_device_properties(device)
+    found = of(platform.gfx(device.index or 0)) if platform.is_hip() else _nvidia(properties)
+    for board, (bytes_per_s, bf16_flops, fp8_flops) in BOARDS.items():
+        if board in properties.name:
+            found = dataclasses.replace(found, bytes_per_s=bytes_per_s, bf16_flops=bf16_flops, fp8_flops=fp8_flops)
+    return dataclasses.replace(found, num_cus=properties.multi_processor_count)
+
+
+def _nvidia(properties: Any) -> Arch:
+    """sm_90, or for another chip the same with its own shared memory and no peaks: good enough to develop on."""
+    name = f"sm_{properties.major}{properties.minor}"
+    if name in ARCHS:
+        return ARCHS[name]
+    lds_bytes = properties.shared_memory_per_block_optin
+    return dataclasses.replace(ARCHS["sm_90"], name=name, lds_bytes=lds_bytes, bytes_per_s=0.0, bf16_flops=0.0, fp8_flops=0.0)

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from rocm_infer import arch as archs
 from rocm_infer.config import ConfigError, EngineConfig
 from rocm_infer.engine.batch import BatchBuilder, ScoredRows
 from rocm_infer.engine.kv_cache import KVCache
 from rocm_infer.engine.memory import MemoryPlan, available_bytes, plan_memory
-from rocm_infer.engine.messages import AddRequest, RequestOutput, TokenLogprob
+from rocm_infer.engine.messages import STEP_TOKENS, AddRequest, RequestOutput, TokenLogprob
 from rocm_infer.engine.recorder import Recorder
 from rocm_infer.engine.request import Request, RequestRefused, Status
 from rocm_infer.engine.runner import Model, Runner
@@ -68,13 +71,16 @@ class Engine:
         self.builder = BatchBuilder(config.max_running_requests, self.context_length, config.page_size, device)
         self.sampler = Sampler(sample or _sample_op(config), self.model.config.vocab_size, device)
         self.num_arrivals = 0
+        self.steps_by_tokens = [0] * (len(STEP_TOKENS) + 1)
         self.pending: list[RequestOutput] = []
         self.info = self._describe(cache_dtype)
 
     def add(self, request: AddRequest) -> None:
         """Queue a request. Raises RequestRefused (`.info`: ErrorInfo) if it can never run or the queue is full."""
         self._check_tokens(request)
-        self.scheduler.add(self.make_request(request, self.num_arrivals))
+        made = self.make_request(request, self.num_arrivals)
+        made.queued_at = time.perf_counter()
+        self.scheduler.add(made)
         self.num_arrivals += 1
 
     def make_request(self, request: AddRequest, arrival: int) -> Request:
@@ -114,6 +120,7 @@ class Engine:
         outputs, self.pending = self.pending, []
         step = self.scheduler.schedule()
         if step is not None:
+            self._measure(step)
             if self.recorder is not None:
                 self.recorder.begin(step)
             try:
@@ -126,6 +133,16 @@ class Engine:
                     self.recorder.end(sampled.ids)
                 outputs += self._commit(step, sampled)
         return outputs
+
+    def _measure(self, step: Step) -> None:
+        """How large the step is, and how long its new requests waited for it."""
+        num_tokens, now = len(step.decodes), time.perf_counter()
+        for chunk in step.chunks:
+            num_tokens += chunk.num_tokens
+            if chunk.request.queue_seconds is None:
+                chunk.request.queue_seconds = now - chunk.request.queued_at
+        self.steps_by_tokens[bisect_left(STEP_TOKENS, num_tokens)] += 1
+        self.scheduler.counters["step_tokens"] += num_tokens
 
     def run(self, step: Step) -> Sampled:
         """The forward pass of a step and the tokens it gives, without any bookkeeping; for `step`, and to repeat a step."""
@@ -147,14 +164,16 @@ class Engine:
 
         Gauges: num_running, num_waiting, num_pages, num_pages_free, num_pages_cached (reusable, unused), num_pages_used,
         token_usage (share of pages in use). Counters since start: num_steps, prompt_tokens, cached_tokens, generated_tokens,
-        preemptions, finished_stop, finished_length, finished_abort, finished_error.
+        preemptions, finished_stop, finished_length, finished_abort, finished_error, step_tokens (computed in all steps), and
+        step_tokens_N for each N of STEP_TOKENS and inf (steps of more than the N before and at most N tokens).
         """
         num_pages, num_free, num_cached = self.cache.num_pages, len(self.cache.free_pages), len(self.cache.unlocked)
         num_used = num_pages - num_free - num_cached
         counters = (
             "num_steps prompt_tokens cached_tokens generated_tokens preemptions "
-            "finished_stop finished_length finished_abort finished_error"
+            "finished_stop finished_length finished_abort finished_error step_tokens"
         )
+        bounds = (*STEP_TOKENS, "inf")
         return {
             "num_running": self.scheduler.num_running,
             "num_waiting": self.scheduler.num_waiting,
@@ -164,6 +183,7 @@ class Engine:
             "num_pages_used": num_used,
             "token_usage": num_used / num_pages,
             **{name: self.scheduler.counters[name] for name in counters.split()},
+            **{f"step_tokens_{bound}": count for bound, count in zip(bounds, self.steps_by_tokens)},
         }
 
     def _check_tokens(self, request: AddRequest) -> None:
@@ -243,7 +263,7 @@ class Engine:
         if sampled.logprobs is not None:
             return outputs + [self._output(*row) for row in zip(requests, ([token] for token in sampled.ids), sampled.logprobs)]
         for request, token in zip(requests, sampled.ids):
-            if request.status is Status.FINISHED or request.prompt_logprobs is not None:
+            if request.status is Status.FINISHED or request.prompt_logprobs is not None or request.num_output == 1:
                 outputs.append(self._output(request, [token], None))
             else:
                 outputs.append(RequestOutput(request.rid, [token], None, None, request.num_prompt, request.num_cached))
@@ -265,6 +285,7 @@ class Engine:
             logprobs=None if logprob is None or failed else [logprob],
             prompt_logprobs=request.prompt_logprobs if completes_prompt and not failed else None,
             error=request.error,
+            queue_seconds=request.queue_seconds if completes_prompt else None,
         )
 
     def _describe(self, cache_dtype: torch.dtype) -> dict[str, Any]:
@@ -315,7 +336,7 @@ def _sample_op(config: EngineConfig) -> Callable[..., Any]:
 
 
 def _cache_dtype(config: EngineConfig, model: Model) -> torch.dtype:
-    return model.dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
+    return model.dtype if config.kv_cache_dtype == "auto" else archs.fp8_dtype(model.device)
 
 
 def _plan(config: EngineConfig, model: Model, cache_dtype: torch.dtype) -> MemoryPlan:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from rocm_infer import arch as archs
 from rocm_infer.config import ModelConfig
 from rocm_infer.cpu_kernels import gemm as cpu_gemm
 from rocm_infer.models.layers import Experts, Linear, Mlp
 from rocm_infer.models.loader import Source
 from rocm_infer.ops._op import Ops
 from rocm_infer.ops.quant_fp8 import BLOCK, dequantise_blocks, to_fnuz
-from rocm_infer.platform import gfx, is_hip
 
 FP8 = torch.float8_e4m3fn
 NEVER_QUANTISED = ("lm_head", "mlp.gate", "block_sparse_moe.gate")
@@ -35,7 +35,7 @@ class Builder:
         self.device = device
         self.dtype = dtype
         self.packed = packed
-        self.fnuz = device.type == "cuda" and is_hip() and gfx(device.index or 0) == "gfx942"
+        self.fnuz = archs.fp8_dtype(device) == torch.float8_e4m3fnuz
         self.weight_bytes = 0
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
