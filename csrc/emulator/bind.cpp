@@ -50,10 +50,10 @@ u32 set_modifier(Program& p, Instruction& in, const std::string& key, const py::
   if (key == "lds") return in.lds = true, kLdsDma;
   if (key == "clamp") return in.clamp = true, in.plain_result = false, kClamp;
   if (key == "omod") return in.omod = value.cast<f32>(), in.plain_result = false, kOmod;
-  if (key == "op_sel") return in.op_sel = bits_of(value), kOpSel | kPacked;
-  if (key == "op_sel_hi") return in.op_sel_hi = bits_of(value), kPacked;
-  if (key == "neg_lo") return in.neg_lo = bits_of(value), kPacked;
-  if (key == "neg_hi") return in.neg_hi = bits_of(value), kPacked;
+  if (key == "op_sel") return in.op_sel = bits_of(value), kOpSel | kPacked | kMixed;
+  if (key == "op_sel_hi") return in.op_sel_hi = bits_of(value), kPacked | kMixed;
+  if (key == "neg_lo") return in.neg_lo = bits_of(value), kPacked | kMixed;
+  if (key == "neg_hi") return in.neg_hi = bits_of(value), kPacked | kMixed;
   if (key == "cbsz") return in.cbsz = value.cast<u8>(), kMatrix;
   if (key == "blgp") return in.blgp = value.cast<u8>(), kMatrix;
   if (key == "dst_sel") return in.dst_sel = value.cast<u8>(), in.plain_result &= in.dst_sel == 6, kSdwa;
@@ -105,7 +105,7 @@ void check_operands(const Instruction& in, const Entry& e, u32 num_vgprs, u32 nu
     if (o.kind == Kind::Vector && (o.reg < kFirstAgpr ? o.reg + o.count > int(num_vgprs) : o.reg - kFirstAgpr + o.count > int(num_agprs)))
       throw Error("operand " + std::to_string(i) + ": register beyond the kernel's allocation of " + std::to_string(num_vgprs) + " VGPRs and " + std::to_string(num_agprs) + " AGPRs");
     if (o.kind == Kind::Scalar && o.reg + o.count > 128 && e.cls != Class::Salu) throw Error("operand " + std::to_string(i) + ": special register not readable here");
-    if ((o.neg || o.abs) && !(e.accepts & (kNegAbs | kPacked))) throw Error("operand " + std::to_string(i) + ": sign modifier not known here");
+    if ((o.neg || o.abs) && !(e.accepts & (kNegAbs | kPacked | kMixed))) throw Error("operand " + std::to_string(i) + ": sign modifier not known here");
     if (o.sext && !(e.accepts & kSdwa)) throw Error("operand " + std::to_string(i) + ": sext not known here");
   }
 }
@@ -122,13 +122,14 @@ Instruction parse_instruction(Program& p, const py::tuple& t, const std::unorder
     const Entry& e = found->second;
     in.run = e.run, in.cls = e.cls, in.flops = e.flops, in.cycles = e.cycles;
     in.first_source = std::max(1, e.first_source);
+    const bool packed = e.accepts & (kPacked | kMixed);
+    if (e.accepts & kPacked) in.op_sel_hi = 0xff;  // what an omitted one means
     for (auto o : t[2].cast<py::list>()) in.op.push_back(parse_operand(p, o.cast<py::tuple>()));
     for (auto [key, value] : t[3].cast<py::dict>()) {
       const u32 need = set_modifier(p, in, key.cast<std::string>(), value);
       if (need && !(need & e.accepts)) throw Error("modifier " + key.cast<std::string>() + " is not known for " + in.mnemonic);
     }
     check_operands(in, e, num_vgprs, num_agprs);
-    const bool packed = e.accepts & kPacked;
     for (size_t i = 0; i < in.op.size(); ++i) {
       Operand& o = in.op[i];
       const bool high = !packed && i >= 1 && (in.op_sel >> (i - 1) & 1);

@@ -75,6 +75,7 @@ enum class Class : u8 { Valu, Mfma, Salu, Smem, Vmem, Lds, Control, Count };
 enum Accept : u32 {      // modifiers a handler knows about; any other one is an error at decode
   kClamp = 1, kOmod = 2, kDpp = 4, kSdwa = 8, kOpSel = 16, kPacked = 32, kNegAbs = 64, kOffset = 128,
   kTwoOffsets = 256, kCache = 512, kBuffer = 1024, kLdsDma = 2048, kMatrix = 4096,
+  kMixed = 8192,            // the modifiers of kPacked, but an omitted op_sel_hi means zeros, not ones
 };
 
 struct Wave;
@@ -89,7 +90,7 @@ struct Instruction {
   bool offen = false, lds = false, sc0 = false, clamp = false;
   bool plain_result = true;                  // no clamp, output modifier, SDWA destination or DPP mask
   f32 omod = 1;
-  u8 op_sel = 0, op_sel_hi = 0xff, neg_lo = 0, neg_hi = 0, cbsz = 0, abid = 0, blgp = 0;
+  u8 op_sel = 0, op_sel_hi = 0, neg_lo = 0, neg_hi = 0, cbsz = 0, abid = 0, blgp = 0;
   int first_source = 1;
   u8 dst_sel = 6, dst_unused = 0;            // dst_unused: 0 pad, 1 sign-extend, 2 preserve
   const Dpp* dpp = nullptr;

@@ -199,7 +199,7 @@ template <int M, int K> void add_f8f6f4(Table& t, const std::string& shape) {
   const u64 flops = u64(2) * M * M * K;
   const u32 cycles = u32(flops / 2048);  // the rate of 8-bit inputs; 6 and 4 bits are twice as fast
   t.add("v_mfma_f32_" + shape, {mfma_f8f6f4<M, K, false>, Class::Mfma, kMatrix, {results, 0, 0, results}, 1, flops, cycles});
-  t.add("v_mfma_scale_f32_" + shape, {mfma_f8f6f4<M, K, true>, Class::Mfma, kMatrix | kPacked, {results, 0, 0, results, 1, 1}, 1, flops, cycles});
+  t.add("v_mfma_scale_f32_" + shape, {mfma_f8f6f4<M, K, true>, Class::Mfma, kMatrix | kMixed, {results, 0, 0, results, 1, 1}, 1, flops, cycles});
 }
 
 }  // namespace

@@ -238,7 +238,7 @@ template <Mix mix> void fma_mix(Wave& w, const Instruction& in) {
   }
   store_masked(w, in.op[0].reg, out.lane);
 }
-template <Mix mix> Entry fma_mix_entry() { return {fma_mix<mix>, Class::Valu, kPacked | kClamp | kNegAbs, {1, 1, 1, 1}}; }
+template <Mix mix> Entry fma_mix_entry() { return {fma_mix<mix>, Class::Valu, kMixed | kClamp | kNegAbs, {1, 1, 1, 1}}; }
 
 f32 bf16_low(u32 x) { return std::bit_cast<f32>(x << 16); }
 f32 bf16_high(u32 x) { return std::bit_cast<f32>(x & 0xffff0000); }

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +136,22 @@ def test_unknown_modifier_is_refused():
     )
     with pytest.raises(RuntimeError, match="modifier blgp is not known"):
         device("gfx942").load(code, text, "k")
+
+
+@pytest.mark.parametrize(
+    ("modifiers", "bytes_chosen"),
+    [("", (0, 0)), ("op_sel_hi:[0,0,0]", (0, 0)), ("op_sel_hi:[1,1,0]", (2, 2)), ("op_sel:[0,1,0] op_sel_hi:[1,0,0]", (2, 1))],
+)
+def test_scale_byte(modifiers, bytes_chosen):
+    """Unlike in packed math, an omitted op_sel_hi means zeros."""
+    name = "v_mfma_scale_f32_16x16x128_f8f6f4"
+    body = _body("f32_16x16x16_f16", 2, 2, 4, False)
+    one = re.search(r".*v_mfma.*\n", body).group()
+    ones = "".join(f"\tv_mov_b32_e32 v{4 + i}, 0x38383838\n" for i in range(16))
+    scales = "\tv_mov_b32_e32 v20, 0x8a87837f\n\tv_mov_b32_e32 v21, 0x7e7d7c7b\n"
+    product = f"\t{name} v[36:39], v[4:11], v[12:19], 0, v20, v21 {modifiers}\n"
+    code, text = assemble("gfx950", {"k": body.replace(one, ones + scales + product)})
+    out = torch.zeros(64, 32, dtype=torch.int32)
+    device("gfx950", undefined=False).load(code, text, "k").launch([1], [64], [torch.zeros(64, 64, dtype=torch.int32), out])
+    a, b = (0, 4, 8, 11)[bytes_chosen[0]], (-4, -3, -2, -1)[bytes_chosen[1]]
+    assert (out[:, :4].contiguous().view(torch.float32) == 128 * 2.0 ** (a + b)).all()

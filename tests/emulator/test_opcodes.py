@@ -135,6 +135,11 @@ CASES: dict[str, tuple] = {
     "pk_max_f16": ("v_pk_max_f16 v24, v8, v9", "f16", lambda x: _halves(*(_max16(x.half(0, h), x.half(1, h)) for h in (False, True))), V),
     "pk_add_u16": ("v_pk_add_u16 v24, v8, v9", "int", lambda x: _halves(*(x.half(0, h, np.uint16) + x.half(1, h, np.uint16) for h in (False, True))), V),
     "mad_mix_f32": ("v_fma_mix_f32 v24, v8, v9, v10 op_sel:[1,0,0] op_sel_hi:[1,0,0]", "f16", lambda x: _fma(x.half(0, True).astype(f32), x.r(1, f32), x.r(2, f32)), VF, 1e-7),
+    "fma_mix omitted": ("v_fma_mix_f32 v24, v8, -v9, |v10|", "f32", lambda x: _fma(x.r(0, f32), -x.r(1, f32), np.abs(x.r(2, f32))), VF),
+    "fma_mix zeros": ("v_fma_mix_f32 v24, v8, v9, v10 op_sel_hi:[0,0,0]", "f32", lambda x: _fma(x.r(0, f32), x.r(1, f32), x.r(2, f32)), VF),
+    "fma_mix halves": ("v_fma_mix_f32 v24, v8, v9, v10 op_sel:[0,1,0] op_sel_hi:[1,1,1]", "f16", lambda x: _fma(*(x.half(i, i == 1).astype(f32) for i in range(3))), VF),
+    "fma_mixlo omitted": ("v_fma_mixlo_f16 v24, v8, v9, v10", "f32", lambda x: x.r(0) & 0xFFFF0000 | _half_bits(_fma(*(x.r(i, f32) for i in range(3)))), V, 0, lambda d: _moderate(d)),
+    "fma_mixhi": ("v_fma_mixhi_f16 v24, v8, v9, v10 op_sel_hi:[0,1,0]", "f32", lambda x: x.r(0) & 0xFFFF | _half_bits(_fma(x.r(0, f32), x.half(1).astype(f32), x.r(2, f32))) << 16, V, 0, lambda d: _moderate(d)),
     "add_f64": ("v_add_f64 v[24:25], v[8:9], -v[10:11]", "f64", lambda x: x.pair(0, f64) - x.pair(1, f64), VD),
     "mul_f64": ("v_mul_f64 v[24:25], v[8:9], v[10:11]", "f64", lambda x: x.pair(0, f64) * x.pair(1, f64), VD),
     "mul_f64 literal": ("v_mul_f64 v[24:25], v[8:9], 0.5", "f64", lambda x: x.pair(0, f64) * 0.5, VD),
@@ -262,6 +267,15 @@ def _halves(low, high):
     return np.ascontiguousarray(low).view(np.uint16).astype(u32) | np.ascontiguousarray(high).view(np.uint16).astype(
         u32
     ) << u32(16)
+
+
+def _half_bits(x):
+    return x.astype(np.float16).view(np.uint16).astype(u32)
+
+
+def _moderate(data):
+    """Numbers whose products are neither NaN nor far outside what a half can hold."""
+    return (np.random.default_rng(3).standard_normal(data.shape) * 30).astype(f32).view(u32)
 
 
 def _bits(mask):
