@@ -62,7 +62,7 @@ class _Launcher:
 
 
 class CompileDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
-    """Triton driver whose target is an AMD architecture and whose tensors have no data."""
+    """Triton driver whose target is an architecture and whose tensors have no data."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -79,6 +79,8 @@ class CompileDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
         raise NotImplementedError("nothing is launched, so no launcher is compiled")
 
     def get_current_target(self) -> GPUTarget:
+        if self.arch.vendor == "nvidia":
+            return GPUTarget("cuda", int(self.arch.name.removeprefix("sm_")), self.arch.wave)
         return GPUTarget("hip", self.arch.name, self.arch.wave)
 
     def get_current_device(self) -> int:
