@@ -632,7 +632,8 @@ def train_rank(rank: int, args: argparse.Namespace) -> None:
     torch._dynamo.config.recompile_limit = 64
     world = args.processes
     if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{args.work_dir}/rendezvous", rank=rank, world_size=world)
+        meeting = Path(args.work_dir, "rendezvous").absolute().as_uri()
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     if args.start_from:
         model = load_exported(Path(args.start_from), torch.float32)
     else:
