@@ -93,10 +93,10 @@ class CapsuleError(ValueError):
     """A file is not a capsule we can read; the message says why."""
 
 
-def default_folder() -> Path:
-    """$XDG_STATE_HOME/rocm_infer/capsules, or ~/.local/state/rocm_infer/capsules."""
+def default_folder(name: str = "capsules") -> Path:
+    """$XDG_STATE_HOME/rocm_infer/NAME, or ~/.local/state/rocm_infer/NAME."""
     state = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "rocm_infer" / "capsules"
+    return (Path(state) if state else Path.home() / ".local" / "state") / "rocm_infer" / name
 
 
 def make_capsule(

@@ -37,9 +37,13 @@ from rocm_infer.engine.messages import (
     FromWorker,
     GetStats,
     Outputs,
+    Profiled,
     Ready,
     RequestOutput,
     Shutdown,
+    StartProfile,
+    Stats,
+    StopProfile,
     ToWorker,
     decode_from_worker,
     encode,
@@ -64,7 +68,8 @@ class RequestStream(AsyncIterator[RequestOutput]):
     """The outputs of one request: `async for output in stream`. The last one carries `finish_reason`.
 
     It never raises for what happens to the request: refusals ("queue_full", "context_length_exceeded", ...), failures and the
-    death of the worker are an output with `finish_reason == "error"` and `error` set.
+    death of the worker are an output with `finish_reason == "error"` and `error` set. A reader that falls behind finds the
+    outputs of several steps as one: what waits for it is never more than the tokens of the request. One reader at a time.
     """
 
     def __init__(self, rid: str, abort: Callable[[str], None]) -> None:
@@ -72,12 +77,16 @@ class RequestStream(AsyncIterator[RequestOutput]):
         self.is_finished = False  # the last output has been handed over to the stream
         self._abort = abort
         self._is_exhausted = False
-        self._queue: asyncio.Queue[RequestOutput] = asyncio.Queue()
+        self._next: RequestOutput | None = None
+        self._reader: asyncio.Future[None] | None = None
 
     async def __anext__(self) -> RequestOutput:
         if self._is_exhausted:
             raise StopAsyncIteration
-        output = await self._queue.get()
+        while (output := self._next) is None:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        self._next = None
         self._is_exhausted = output.finish_reason is not None
         return output
 
@@ -89,7 +98,10 @@ class RequestStream(AsyncIterator[RequestOutput]):
     def put(self, output: RequestOutput) -> None:
         """Hand over an output; for the client."""
         self.is_finished = output.finish_reason is not None
-        self._queue.put_nowait(output)
+        self._next = output if self._next is None else merged(self._next, output)
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.done():
+            reader.set_result(None)
 
 
 class EngineClient:
@@ -215,6 +227,16 @@ class EngineClient:
         values: dict[str, float] = await self._ask(GetStats)
         return values
 
+    async def start_profile(self, path: Path, num_steps: int, activities: tuple[str, ...], **options: bool) -> Profiled:
+        """Trace the next steps of the worker; `options`: with_stack, record_shapes. Raises EngineDied."""
+        reply: Profiled = await self._ask(lambda number: StartProfile(number, str(path), num_steps, activities, **options))
+        return reply
+
+    async def stop_profile(self) -> Profiled:
+        """End the trace; returns when it is written. Raises EngineDied."""
+        reply: Profiled = await self._ask(StopProfile)
+        return reply
+
     async def shutdown(self, timeout: float = 10.0) -> None:
         """Stop the worker (killed after `timeout` seconds) and remove the socket. Open streams end with "abort"."""
         was_alive = self.state in ("starting", "ready")
@@ -234,7 +256,7 @@ class EngineClient:
     def _send(self, message: ToWorker) -> None:
         self._socket.send(encode(message))
 
-    async def _ask(self, question: type[FlushCache] | type[GetStats]) -> Any:
+    async def _ask(self, question: Callable[[int], ToWorker]) -> Any:
         if self.state != "ready":
             raise EngineDied(self.failure or f"the engine is {self.state}")
         number = next(self._reply_ids)
@@ -266,7 +288,7 @@ class EngineClient:
         else:
             reply = self._replies.get(message.id)
             if reply is not None and not reply.done():
-                reply.set_result(message.num_pages if isinstance(message, CacheFlushed) else message.values)
+                reply.set_result(_answer(message))
 
     def _hand_over(self, output: RequestOutput) -> None:
         self._history.note(output)
@@ -383,3 +405,10 @@ class EngineClient:
 
     def _clean_up(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _answer(reply: CacheFlushed | Stats | Profiled) -> Any:
+    """What a reply says."""
+    if isinstance(reply, CacheFlushed):
+        return reply.num_pages
+    return reply.values if isinstance(reply, Stats) else reply

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the server process and the engine worker say to each other: msgspec structs, msgpack on the wire.
 
-Server -> worker: AddRequest, AbortRequest, FlushCache, GetStats, Shutdown.
-Worker -> server: Ready, Outputs, CacheFlushed, Stats, Fatal.
+Server -> worker: AddRequest, AbortRequest, FlushCache, GetStats, StartProfile, StopProfile, Shutdown.
+Worker -> server: Ready, Outputs, CacheFlushed, Stats, Profiled, Fatal.
 
 A request always ends with exactly one `RequestOutput` whose `finish_reason` is set, whatever happens to it: refusals, failures
 and the death of the worker arrive on the same path as tokens do.
@@ -52,7 +52,8 @@ class RequestOutput(msgspec.Struct, array_like=True):
     `token_ids` are the new tokens only (the stop token that ended the request, if any, is the last one). `logprobs` runs
     parallel to them when asked for. `prompt_logprobs` comes once, with the first output: one entry per prompt token, the first
     is None. `num_cached` prompt tokens came from the prefix cache. `matched_stop` is the eos or stop token id that ended the
-    request. `error` is set exactly when `finish_reason` is "error".
+    request. `error` is set exactly when `finish_reason` is "error". `queue_seconds` comes once, with the first tokens: how long
+    the request waited for its first step.
     """
 
     rid: str
@@ -64,6 +65,20 @@ class RequestOutput(msgspec.Struct, array_like=True):
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
     error: ErrorInfo | None = None
+    queue_seconds: float | None = None
+
+
+def merged(first: RequestOutput, second: RequestOutput) -> RequestOutput:
+    """Two outputs of one request as one; `first` is used up."""
+    first.token_ids += second.token_ids
+    if second.logprobs:
+        first.logprobs = (first.logprobs or []) + second.logprobs
+    if second.prompt_logprobs is not None:
+        first.prompt_logprobs = second.prompt_logprobs
+    if second.num_prompt:
+        first.num_prompt, first.num_cached = second.num_prompt, second.num_cached
+    first.finish_reason, first.matched_stop, first.error = second.finish_reason, second.matched_stop, second.error
+    return first
 
 
 class AddRequest(msgspec.Struct, tag=True):
@@ -98,6 +113,24 @@ class GetStats(msgspec.Struct, tag=True):
     id: int
 
 
+class StartProfile(msgspec.Struct, tag=True):
+    """Trace the next steps into the file `path`, which must not exist: `num_steps` of them (0: until StopProfile, within the
+    profiler's own limit). `activities` may hold CPU and GPU. Answered by `Profiled` with the same id at once."""
+
+    id: int
+    path: str
+    num_steps: int = 0
+    activities: tuple[str, ...] = ("CPU", "GPU")
+    with_stack: bool = False
+    record_shapes: bool = False
+
+
+class StopProfile(msgspec.Struct, tag=True):
+    """Write the trace. Answered by `Profiled` with the same id once it is written."""
+
+    id: int
+
+
 class Shutdown(msgspec.Struct, tag=True):
     """Leave: running requests are aborted, the process exits with status 0."""
 
@@ -128,15 +161,25 @@ class Stats(msgspec.Struct, tag=True):
     values: dict[str, float]
 
 
+class Profiled(msgspec.Struct, tag=True):
+    """`path` is the trace file; where `error` is set, why nothing was started or written."""
+
+    id: int
+    path: str = ""
+    error: str | None = None
+
+
 class Fatal(msgspec.Struct, tag=True):
     """The worker cannot go on and exits."""
 
     message: str
 
 
-ToWorker = AddRequest | AbortRequest | FlushCache | GetStats | Shutdown
-FromWorker = Ready | Outputs | CacheFlushed | Stats | Fatal
+ToWorker = AddRequest | AbortRequest | FlushCache | GetStats | StartProfile | StopProfile | Shutdown
+FromWorker = Ready | Outputs | CacheFlushed | Stats | Profiled | Fatal
 
+# Bounds of the engine's histogram of tokens per step.
+STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 STACKS = "stacks"  # file in the folder of the socket: where the worker writes its stacks when it faults or at SIGUSR2
 
 encode = msgspec.msgpack.Encoder().encode

@@ -63,6 +63,9 @@ class Request:
     matched_stop: int | None = None
     error: ErrorInfo | None = None
 
+    queued_at: float = 0.0  # seconds of the performance counter
+    queue_seconds: float | None = None  # until its first step
+
     @property
     def num_output(self) -> int:
         return len(self.tokens) - self.num_prompt

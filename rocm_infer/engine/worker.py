@@ -37,11 +37,14 @@ from rocm_infer.engine.messages import (
     Ready,
     RequestOutput,
     Shutdown,
+    StartProfile,
     Stats,
+    StopProfile,
     ToWorker,
     decode_to_worker,
     encode,
 )
+from rocm_infer.engine.profiler import Profiler
 from rocm_infer.engine.recorder import FILE_NAME, Recorder
 from rocm_infer.engine.request import RequestRefused
 
@@ -61,6 +64,7 @@ class Worker:
         self.engine = engine
         self.socket = socket
         self.recorder = recorder
+        self.profiler = Profiler()
         self.refused: list[RequestOutput] = []
 
     def serve(self) -> None:
@@ -71,8 +75,11 @@ class Worker:
                     return
                 self._handle(message)
             self.recorder.beat()
+            has_work = self.engine.has_work
             outputs = self.refused + self.engine.step()
             self.refused = []
+            if has_work:
+                self.profiler.count_step()
             if outputs:
                 self._send(Outputs(outputs))
 
@@ -91,6 +98,10 @@ class Worker:
             self._send(CacheFlushed(message.id, self.engine.flush()))
         elif isinstance(message, GetStats):
             self._send(Stats(message.id, self.engine.stats()))
+        elif isinstance(message, StartProfile):
+            self._send(self.profiler.start(message))
+        elif isinstance(message, StopProfile):
+            self._send(self.profiler.stop(message.id))
 
     def _add(self, request: AddRequest) -> None:
         try:

@@ -135,6 +135,19 @@ def test_preempted_and_chunked_and_cached_really_happen() -> None:
     assert stats["cached_tokens"] == 16
 
 
+def test_steps_are_counted_by_their_size_and_waiting_is_told_once() -> None:
+    engine = toy_engine(chunked_prefill_size=9)
+    outputs = run(engine, *[request(str(i), [2 + i] * 6, max_tokens=4, ignore_eos=True) for i in range(2)])
+    stats = engine.stats()
+    assert stats["step_tokens"] == 2 * (6 + 3)
+    # 6 + 3 prompt tokens; the other 3 beside a decode; then decodes of two, and of the later one alone
+    assert [stats[f"step_tokens_{bound}"] for bound in (1, 8, 16, 32, "inf")] == [1, 3, 1, 0, 0]
+    for told in outputs.values():
+        assert told[0].queue_seconds is not None
+        assert 0 <= told[0].queue_seconds < 60
+        assert all(output.queue_seconds is None for output in told[1:])
+
+
 def test_generated_tokens_are_reused_by_the_next_turn() -> None:
     engine = toy_engine()
     first = run(engine, request("a", PROMPT, max_tokens=11, ignore_eos=True))["a"]
