@@ -76,6 +76,15 @@ BOARDS = {
 _played: ContextVar[Arch | None] = ContextVar("played", default=None)
 
 
+class CpuRole:
+    """What tensors on the CPU stand for: themselves, or the GPU that `rocm_infer.emulator` plays with them."""
+
+    plays: Arch | None = None
+
+
+cpu_role = CpuRole()
+
+
 def of(name: str) -> Arch:
     """The record of an architecture by its name, such as "gfx942"."""
     if name not in ARCHS:
@@ -101,6 +110,8 @@ def current(device: torch.device) -> Arch:
 
     The CPU, where Triton interprets programs one by one, plays a gfx942 of few compute units: small sizes then fill it.
     """
+    if device.type == "cpu" and cpu_role.plays is not None:
+        return cpu_role.plays
     if device.type == "meta":
         found = _played.get()
         if found is None:
@@ -109,9 +120,14 @@ def current(device: torch.device) -> Arch:
     return _of_device(device)
 
 
+def runs_gpu_kernels(device: torch.device) -> bool:
+    """Whether GPU kernels work on tensors of a device; on those of the CPU where an emulator plays a GPU."""
+    return device.type != "cpu" or cpu_role.plays is not None
+
+
 def fp8_dtype(device: torch.device) -> torch.dtype:
     """The type of fp8 weights and caches on a device. A CPU has no fp8 arithmetic and takes e4m3fn, as does no device at all."""
-    if device.type == "cpu" or (device.type == "meta" and _played.get() is None):
+    if not runs_gpu_kernels(device) or (device.type == "meta" and _played.get() is None):
         return torch.float8_e4m3fn
     return current(device).fp8_dtype
 

@@ -36,12 +36,12 @@ def resolve_device(name: str) -> torch.device:
     """The torch device of an engine setting: auto takes the GPU when there is one."""
     if name == "auto":
         return torch.device("cuda" if has_gpu() else "cpu")
-    if name.startswith("emulated:"):
-        raise ValueError(f"device {name!r}: expected auto, cpu or cuda; emulated devices are not served yet")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device: expected auto, cpu or cuda[:index], got {name!r}") from None
+        raise ValueError(
+            f"device: expected auto, cpu, cuda[:index], emulated:gfx942 or emulated:gfx950, got {name!r}"
+        ) from None
     if device.type == "cuda" and not has_gpu():
         raise ValueError(
             f"device {name!r}: torch {torch.__version__} sees no GPU; use --device cpu, or install ROCm wheels (README)"

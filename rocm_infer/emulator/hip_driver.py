@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 
 from rocm_infer.emulator.device import Device, LoadedKernel
 from rocm_infer.hip import _library, build
+
+logger = logging.getLogger(__name__)
 
 
 class HipDriver:
@@ -21,15 +22,32 @@ class HipDriver:
         self.device = device
         self.folder = code_objects or _library.build_folder() / "code_objects" / device.arch
         self._kernels: dict[str, LoadedKernel] = {}
+        self._up_to_date: set[str] = set()
+
+    def prepare(self) -> None:
+        """In a checkout, compiles what is missing or older than its source: the host half and the machine code of all ops."""
+        if not self._in_checkout():
+            return
+        ops = sorted(source.stem for source in (build.ROOT / "csrc" / "hip").glob("*.hip"))
+        build.build(("host", "bind"))
+        for number, op in enumerate(ops, 1):
+            if not (self.folder / f"{op}.co").exists():
+                logger.info("emulated %s: compiling the HIP kernels of %s (%d of %d)", self.device.arch, op, number, len(ops))
+            self._bring_up_to_date(op)
+
+    def supports(self, op: str) -> str | None:
+        """The reason why there is no machine code of an op, or None. In a checkout, compiles it."""
+        try:
+            self._bring_up_to_date(op)
+            _library.host_library(64)
+        except (_library.Missing, build.BuildError) as error:
+            return str(error)
+        return None
 
     def kernel(self, op: str, symbol: str) -> LoadedKernel:
+        """Raises Missing, LoadError or DecodeError."""
         if symbol not in self._kernels:
-            if self.folder.parents[1] == build.ROOT / "build" / "hip":  # a checkout: its machine code follows its sources
-                build.build((f"code_objects/{self.device.arch}/{op}.co",))
-            if not (self.folder / f"{op}.co").exists():
-                raise _library.Missing(
-                    f"no machine code of {op} for {self.device.arch} in {self.folder}; {_library.HOW_TO_BUILD}"
-                )
+            self._bring_up_to_date(op)
             code, text = (self.folder / f"{op}.co").read_bytes(), (self.folder / f"{op}.s").read_text()
             self._kernels[symbol] = self.device.load(code, text, symbol)
         return self._kernels[symbol]
@@ -42,18 +60,14 @@ class HipDriver:
             loaded = self.kernel(asked.op, asked.kernel)
             loaded.launch(asked.blocks, [asked.threads], [asked.params], lds=asked.lds_bytes, tensors=given)
 
+    def _in_checkout(self) -> bool:
+        return self.folder.parents[1] == build.ROOT / "build" / "hip" and (build.ROOT / "csrc" / "hip").is_dir()
 
-@contextmanager
-def emulated_hip(device: Device, code_objects: Path | None = None) -> Iterator[HipDriver]:
-    """Within, HIP kernels launched on CPU tensors run as machine code on device."""
-    driver = HipDriver(device, code_objects)
-    original = _library.Kernel.launch
-
-    def launch(self: _library.Kernel, *tensors: torch.Tensor | None, **scalars: Any) -> None:
-        driver.launch(self, tensors, scalars)
-
-    _library.Kernel.launch = launch  # type: ignore[method-assign]
-    try:
-        yield driver
-    finally:
-        _library.Kernel.launch = original  # type: ignore[method-assign]
+    def _bring_up_to_date(self, op: str) -> None:
+        if op in self._up_to_date:
+            return
+        if self._in_checkout():
+            build.build(("host", "bind", f"code_objects/{self.device.arch}/{op}.co"))
+        if not (self.folder / f"{op}.co").exists():
+            raise _library.Missing(f"no machine code of {op} for {self.device.arch} in {self.folder}; {_library.HOW_TO_BUILD}")
+        self._up_to_date.add(op)

@@ -299,7 +299,7 @@ class Engine:
             "bos_id": model.bos_id,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "kv_cache_dtype": str(cache_dtype).removeprefix("torch."),
-            "device": str(self.model.device),
+            "device": config.device if config.device.startswith("emulated:") else str(self.model.device),
             "weight_bytes": self.model.weight_bytes,
             "max_total_tokens": self.plan.max_total_tokens,
             "page_size": config.page_size,

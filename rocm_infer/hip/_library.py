@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 import torch
 
+from rocm_infer import arch as archs
+
 # The order is that of `enum Type` in csrc/hip/grid/types.h.
 TYPES = (
     torch.bfloat16,
@@ -84,26 +86,42 @@ def gpu_library(gfx: str) -> Any:
     if gfx == "cuda":
         return _open("libkernels_cuda.so")
     library = _open(f"libkernels_w{64 if gfx.startswith('gfx9') else 32}.so")
-    code = build_folder() / "code_objects" / gfx
-    if not code.is_dir():
-        raise Missing(f"no machine code for {gfx} in {code.parent}; AMDGPU_TARGET={gfx} python setup_rocm.py build")
-    library.use_hip(str(code))
+    library.use_hip(str(machine_code(gfx)))
     return library
 
 
-@functools.cache
-def _gfx(device_index: int | None) -> str:
-    if torch.version.hip is None:
-        return "cuda"
-    return str(torch.cuda.get_device_properties(device_index or 0).gcnArchName).split(":")[0]
+def machine_code(gfx: str) -> Path:
+    """The file or folder with an architecture's machine code. Errors: Missing."""
+    code = build_folder() / ("libkernels_cuda.so" if gfx == "cuda" else f"code_objects/{gfx}")
+    if not code.exists():
+        how = HOW_TO_BUILD if gfx == "cuda" else f"AMDGPU_TARGET={gfx} python setup_rocm.py build"
+        raise Missing(f"no machine code for {gfx} in {code.parent}; {how}")
+    return code
+
+
+def _gfx(device: torch.device) -> str:
+    found = archs.current(device)
+    return "cuda" if found.vendor == "nvidia" else found.name
+
+
+class Emulator(Protocol):
+    """Runs ops on tensors of the CPU as machine code of an AMD GPU (rocm_infer.emulator)."""
+
+    def supports(self, op: str) -> str | None:
+        """The reason why it has no machine code of an op, or None."""
+
+    def launch(self, kernel: Kernel, tensors: tuple[torch.Tensor | None, ...], scalars: dict[str, Any]) -> None:
+        """What `Kernel.launch` does."""
 
 
 class HostSettings:
-    """How the host build runs: the wave size, the seed of the thread order (0: natural), and threads per block at most."""
+    """How ops run on the CPU: the wave size, the seed of the thread order (0: natural), and threads per block at most; or
+    not by the host build but in an emulator."""
 
     wave_size = 64
     order = 0
     max_threads = 1024
+    emulator: Emulator | None = None
 
 
 host_settings = HostSettings()
@@ -112,7 +130,7 @@ host_settings = HostSettings()
 def library_for(device: torch.device) -> Any:
     """The library that serves tensors of a device. Errors: Missing."""
     if device.type != "cpu":
-        return gpu_library(_gfx(device.index))
+        return gpu_library(_gfx(device))
     library = host_library(host_settings.wave_size)
     library.set_order(host_settings.order)
     library.set_max_threads(host_settings.max_threads)
@@ -129,8 +147,14 @@ class Kernel:
 
     def supports(self, call: Called) -> str | None:
         """The reason why the op cannot run on the call's device, or None."""
+        emulator = host_settings.emulator if call.device.type == "cpu" else None
+        if emulator is not None:
+            return emulator.supports(self.op)
         try:
-            library_for(call.device)
+            if call.device.type == "meta":
+                machine_code(_gfx(call.device))
+            else:
+                library_for(call.device)
         except Missing as error:
             return str(error)
         return None
@@ -138,6 +162,9 @@ class Kernel:
     def launch(self, *tensors: torch.Tensor | None, **scalars: Any) -> None:
         """Runs the op. Outputs that the call does not make are left out of `tensors`; they are the last ones."""
         device = next(t.device for t in tensors if t is not None)
+        if device.type == "cpu" and host_settings.emulator is not None:
+            host_settings.emulator.launch(self, tensors, scalars)
+            return
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         library_for(device).call(self.op, self.arguments(tensors), self.numbers(scalars), stream)
 
@@ -178,6 +205,6 @@ def refuse_widths(widths: Mapping[str, int], most: int) -> str | None:
 
 def refuse_wide_floats(call: Any, name: str) -> str | None:
     """fp32 matrix instructions exist on gfx9 alone."""
-    if call.dtypes[name] != torch.float32 or call.device.type == "cpu" or _gfx(call.device.index).startswith("gfx9"):
+    if call.dtypes[name] != torch.float32 or call.device.type == "cpu" or _gfx(call.device).startswith("gfx9"):
         return None
     return f"{name}: expected bfloat16 or float16 on this chip, got float32"

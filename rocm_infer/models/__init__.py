@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from rocm_infer import arch as archs
 from rocm_infer.config import ConfigError, EngineConfig, ModelConfig
 from rocm_infer.cpu_kernels.gemm import can_pack
 from rocm_infer.hub import resolve_model
@@ -82,12 +83,17 @@ def load_model(settings: EngineConfig, *, progress: bool | None = None) -> Decod
             "tensor_parallel_size",
             f"tensor_parallel_size: expected 1 (more is not built yet), got {settings.tensor_parallel_size}",
         )
-    device = resolve_device(settings.device)
+    device = _device(settings.device)
     dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
     ops = Ops(settings.kernel_backend)
     family = FAMILIES[config.architecture]
     max_len = max(settings.context_length or 0, config.max_len)
-    packed = device.type == "cpu" and dtype == torch.bfloat16 and settings.kernel_backend in ("auto", "cpu") and can_pack()
+    packed = (
+        not archs.runs_gpu_kernels(device)
+        and dtype == torch.bfloat16
+        and settings.kernel_backend in ("auto", "cpu")
+        and can_pack()
+    )
 
     inventory = Inventory()
     family.build(Builder(config, inventory, ops, device=torch.device("meta"), dtype=dtype, packed=False), 1)
@@ -98,3 +104,16 @@ def load_model(settings: EngineConfig, *, progress: bool | None = None) -> Decod
         checkpoint.check(inventory, (*family.skipped(config), *((r"lm_head\.weight",) if config.tied else ())))
         checkpoint.show_progress(len(inventory.asked), progress)
         return family.build(Builder(config, checkpoint, ops, device=device, dtype=dtype, packed=packed), max_len)
+
+
+def _device(setting: str) -> torch.device:
+    """Where the tensors lie; an emulated device is made ready first. Raises ConfigError."""
+    if not setting.startswith("emulated:"):
+        return resolve_device(setting)
+    from rocm_infer.emulator.session import start
+
+    try:
+        start(setting)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError("device", str(error)) from error
+    return torch.device("cpu")

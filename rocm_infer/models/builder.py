@@ -99,7 +99,7 @@ class Builder:
         """Matrices on top of each other. fp8 stays fp8 on a GPU where every border between them is one of blocks."""
         scales = [scale for _, scale in parts if scale is not None]
         aligned = all(weight.shape[0] % BLOCK == 0 for weight, _ in parts[:-1])
-        if len(scales) == len(parts) and aligned and self.device.type != "cpu":
+        if len(scales) == len(parts) and aligned and archs.runs_gpu_kernels(self.device):
             weight, scale = _stack([weight for weight, _ in parts]), _stack([scale.float() for scale in scales])
             return to_fnuz(weight, scale) if self.fnuz else (weight, scale)
         plain = [self._plain(*part) for part in parts]

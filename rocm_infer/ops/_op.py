@@ -29,6 +29,8 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 
+from rocm_infer import arch as archs
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -165,10 +167,19 @@ class Op(Generic[P, R]):
         """The op on one named backend; it raises with the reason where that backend cannot serve. "auto" dispatches."""
         return functools.partial(self._run, backend)
 
-    def explain(self, *args: P.args, **kwargs: P.kwargs) -> tuple[str, str]:
-        """(backend, reason) that a call with these arguments would get."""
-        plan = self._plan("auto", self._bind(args, kwargs))
-        return plan.backend, plan.reason
+    def plan(self, backend: str, *args: P.args, **kwargs: P.kwargs) -> tuple[Call, str, str]:
+        """(checked call, backend, reason) of a call, without running it. Raises what the call would raise when planned."""
+        plan = self._plan(backend, self._bind(args, kwargs))
+        return plan.call, plan.backend, plan.reason
+
+    def forget_plans(self) -> None:
+        """After a device has become another one."""
+        self._plans.clear()
+
+    def empty_outputs(self, call: Call) -> list[torch.Tensor]:
+        """Tensors for what the call returns."""
+        wanted = [self._output(spec, call) for spec in self.outputs if self._wanted(spec, call)]
+        return [torch.empty(shape, dtype=dtype, device=call.device) for shape, dtype in wanted]
 
     def _run(self, backend: str, *args: P.args, **kwargs: P.kwargs) -> R:
         values = self._bind(args, kwargs)
@@ -199,6 +210,7 @@ class Op(Generic[P, R]):
         tensors = [values[name] for name in self._tensor_names]
         key = (
             backend,
+            archs.cpu_role.plays,
             tuple([None if t is None else (t.shape, t.dtype, t.device) for t in tensors]),
             tuple([values[name] for name in self._scalar_names]),
         )
@@ -302,7 +314,7 @@ class Op(Generic[P, R]):
                 raise NotImplementedError(f"{self.name}: backend {backend!r} cannot serve this call: {reason}")
             return backend, module, "asked for"
         refusals: list[str] = []
-        for name in CPU_ORDER if call.device.type == "cpu" else self.order:
+        for name in self.order if archs.runs_gpu_kernels(call.device) else CPU_ORDER:
             if name == "reference":
                 return name, None, "; ".join(refusals) or "the reference is the plain choice here"
             module, reason = self._candidate(name, call)
