@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backends a test runs over, poison in every op's output, hypothesis profiles, and the closing table."""
+"""Which backends a test runs over, poison in every op's output, hypothesis profiles, and the closing table.
+
+pytest tests/                        Triton kernels in its interpreter, HIP kernels in their host build
+pytest tests/ --gpu                  the op tests on the GPU present
+pytest tests/ops --emulate gfx942    the op tests as machine code of that architecture, in the emulator, with all its checks
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,9 @@ import functools
 import importlib.util
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -18,26 +25,34 @@ from rocm_infer.ops import _op
 
 hypothesis.settings.register_profile("dev", max_examples=20, deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("brief", max_examples=3, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("emulated", max_examples=5, deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("nightly", max_examples=500, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
+EMULATED = ("gfx942", "gfx950")
+EMULATED_CUS = 4  # few, so that small sizes give every compute unit several tiles
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu", action="store_true", help="run the op tests compiled, on the GPU present")
+    parser.addoption("--emulate", choices=EMULATED, help="run the op tests as machine code of this architecture, emulated")
     parser.addoption("--require", default="", help="backends, comma separated, that must not be skipped")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--gpu") and not torch.cuda.is_available():
         raise pytest.UsageError("--gpu: torch sees no GPU; on AMD install a ROCm build of torch (README, section AMD)")
-    if not config.getoption("--gpu"):
+    if config.getoption("--emulate"):
+        hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "emulated"))
+    elif not config.getoption("--gpu"):
         os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any is imported
 
 
-def _backends(op_name: str, on_gpu: bool) -> list[str]:
+def _backends(op_name: str, on_gpu: bool, emulated: bool) -> list[str]:
     """The reference, then each backend that has a kernel for this op in the place where we run."""
-    places = ("triton", "hip") if on_gpu else ("cpu", "triton", "hip")
-    found = ["reference"]
+    places = ("triton", "hip") if on_gpu or emulated else ("cpu", "triton", "hip")
+    found = [] if emulated else ["reference"]
     for name in places:
         folder = f"rocm_infer.{_op.FOLDERS[name]}"
         if importlib.util.find_spec(folder) and importlib.util.find_spec(f"{folder}.{op_name}"):
@@ -49,10 +64,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         op_name = Path(metafunc.module.__file__).stem.removeprefix("test_")
         on_gpu = metafunc.config.getoption("--gpu")
-        found: list[object] = list(_backends(op_name, on_gpu))
-        if "hip" in found and not on_gpu:
+        emulated = metafunc.config.getoption("--emulate") is not None
+        found: list[object] = list(_backends(op_name, on_gpu, emulated))
+        if "hip" in found and not on_gpu and not emulated:
             found.append(pytest.param("hip", id="hip-w32"))
         metafunc.parametrize("backend", found)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On an emulated device, the tests that launch kernels."""
+    if config.getoption("--emulate"):
+        launching = {id(item) for item in items if "backend" in getattr(item, "fixturenames", ())}
+        config.hook.pytest_deselected(items=[item for item in items if id(item) not in launching])
+        items[:] = [item for item in items if id(item) in launching]
+        for item in items:
+            item.add_marker(pytest.mark.timeout(1200))  # Triton compiles
 
 
 @functools.cache
@@ -71,7 +97,8 @@ def _build_hip() -> str:
 def hip_host_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """HIP kernels on the CPU: waves of 64 in the natural order of threads, or of 32 in another order in each launch."""
     case = getattr(request.node, "callspec", None)
-    if case is None or case.params.get("backend") != "hip" or request.config.getoption("--gpu"):
+    elsewhere = request.config.getoption("--gpu") or request.config.getoption("--emulate")
+    if case is None or case.params.get("backend") != "hip" or elsewhere:
         return
     if reason := _build_hip():
         pytest.skip(reason)
@@ -85,6 +112,47 @@ def hip_host_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 def device(pytestconfig: pytest.Config) -> str:
     """Where op tests put their tensors."""
     return "cuda" if pytestconfig.getoption("--gpu") else "cpu"
+
+
+@pytest.fixture(scope="session")
+def emulated_device(pytestconfig: pytest.Config) -> Iterator[Any]:
+    """The emulated device of the whole run with all checks on, or None."""
+    name = pytestconfig.getoption("--emulate")
+    if name is None:
+        yield None
+        return
+    from rocm_infer.emulator.session import emulated_device as emulate
+
+    with emulate(name, threads=1, num_cus=EMULATED_CUS) as device:
+        yield device
+
+
+@pytest.fixture(autouse=True)
+def watched_inputs(emulated_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an emulated device, a kernel that writes to an input of its op is an error."""
+    if emulated_device is None:
+        return
+    run = _op.Op._run
+
+    def watched(op: Any, backend: str, *args: Any, **kwargs: Any) -> Any:
+        values = op._bind(args, kwargs)
+        inputs = [values[spec.name] for spec in op.tensors if not spec.written]
+        with emulated_device.watch(read_only=[t for t in inputs if isinstance(t, torch.Tensor)]):
+            return run(op, backend, *args, **kwargs)
+
+    monkeypatch.setattr(_op.Op, "_run", watched)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Counts the wave instructions a test executed on an emulated device."""
+    device = getattr(item, "funcargs", {}).get("emulated_device")
+    if device is not None:
+        device.launches.clear()
+    yield
+    if device is not None:
+        executed = sum(record.counters["instructions"] for record in device.launches)
+        item.user_properties.append(("wave instructions", executed))
 
 
 def _poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -104,19 +172,30 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Op tests by backend and outcome, and every reason for a skip."""
+    arch = config.getoption("--emulate")
+    place = f", emulated {arch}" if arch else ""
     counts: Counter[tuple[str, str]] = Counter()
+    executed: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    rows = []
     for outcome in ("passed", "failed", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
             name = report.nodeid.rsplit("[", 1)[-1].rstrip("]").split("-")[0] if "[" in report.nodeid else ""
+            properties = dict(report.user_properties)
             if name in ("reference", *_op.FOLDERS):
                 counts[name, outcome] += 1
+                executed[name] += properties.get("wave instructions", 0)
+            rows += properties.get("closing rows", [])
             if outcome == "skipped":
                 reasons[report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)] += 1
     for name in ("reference", *_op.FOLDERS):
         row = [f"{counts[name, outcome]} {outcome}" for outcome in ("passed", "failed", "skipped") if counts[name, outcome]]
+        if executed[name]:
+            row.append(f"{executed[name] // 1000:,} thousand wave instructions")
         if row:
-            terminalreporter.write_line(f"ops on {name}: {', '.join(row)}")
+            terminalreporter.write_line(f"ops on {name}{place}: {', '.join(row)}")
+    for line in sorted(rows):
+        terminalreporter.write_line(line)
     for reason, count in sorted(reasons.items()):
         terminalreporter.write_line(f"skipped {count}: {reason}")
 
