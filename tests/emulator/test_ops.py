@@ -23,7 +23,20 @@ def test_ops_on_machine_code(arch, backend, request):
     """In a process of its own: the other tests interpret Triton kernels, and Triton knows one mode per process."""
     env = os.environ | {"HYPOTHESIS_PROFILE": "brief", "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
     chosen = f"{backend} and ({_SELECTED}) and not {_LEFT_OUT}"
-    command = [sys.executable, "-m", "pytest", "tests/ops", "--emulate", arch, "-k", chosen, "-n", "0", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/ops",
+        "--emulate",
+        arch,
+        "-k",
+        chosen,
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=_ROOT)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     rows = re.findall(r"^ops on .*", done.stdout, re.MULTILINE)
