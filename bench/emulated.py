@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counts, not times: every op's machine code run by the emulator, its instructions, traffic and matrix work written down.
 
-python -m bench.emulated --arch gfx942 [--op rms_norm] [--backend triton]
-python -m bench.emulated --arch gfx942 --write     # keep the figures in bench/emulated_counts/gfx942.json
+python -m bench.emulated --arch gfx942 [--op rms_norm] [--backend triton] [--brief]
+python -m bench.emulated --arch gfx942 --write     # keep the figures in bench/emulated/gfx942.json
 python -m bench.emulated --arch gfx942 --check     # fail if instructions or bytes grew by more than 2 %
 """
 
@@ -12,145 +12,171 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
+from bench.shapes import Variant, variants
 from rocm_infer import arch as archs
 from rocm_infer.emulator.device import Checks, Device, LaunchRecord
 from rocm_infer.emulator.session import emulated_device
-from rocm_infer.ops import _op
 
 TOLERANCE = 0.02
-FOLDER = Path(__file__).parent / "emulated_counts"
-_SUMMED = ("instructions", "valu", "salu", "vmem", "lds", "mfma", "barriers", "bytes_read", "bytes_written", "wide_bytes",
-           "lines", "lds_bytes", "lds_conflicts", "mfma_flops", "mfma_cycles")  # fmt: skip
+FOLDER = Path(__file__).parent / "emulated"
+SUMMED = ("instructions", "valu", "salu", "smem", "vmem", "lds", "mfma", "barriers", "bytes_read", "bytes_written", "wide_bytes",
+          "lines_read", "lines_written", "lds_bytes", "lds_conflicts", "mfma_flops", "mfma_cycles")  # fmt: skip
+WATCHED = ("instructions", "bytes_read", "bytes_written", "lines_read", "lines_written")
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of real models, with fewer tokens, heads, experts or layers where an emulator needs it."""
+class Case(NamedTuple):
+    """A call of bench.shapes by its name, with fewer tokens, columns, heads or experts where an emulator needs it."""
 
-    dims: dict[str, int]
-    inputs: dict[str, Any] = field(default_factory=dict)
-    cost: dict[str, Any] = field(default_factory=dict)
-
-
-SHAPES: dict[str, list[Shape]] = {
-    "rms_norm": [Shape({"T": 16, "C": 4096}), Shape({"T": 8, "C": 7168})],
-    "add_rms_norm": [Shape({"T": 16, "C": 4096})],
-    "silu_mul": [Shape({"T": 16, "I": 2048})],
-    "quant_fp8": [Shape({"T": 16, "K": 7168})],
-    "rope": [Shape({"T": 16, "H": 32, "G": 8, "D": 128, "R": 128})],
-    "gemm": [Shape({"M": 128, "N": 256, "K": 1024}), Shape({"M": 8, "N": 512, "K": 1024})],
-    "gemm_fp8": [Shape({"M": 128, "N": 256, "K": 1024})],
-    "store_kv": [Shape({"T": 32, "H": 32, "G": 8, "D": 128, "P": 16, "R": 128})],
-    "store_mla": [Shape({"T": 32, "H": 16, "L": 512, "R": 64, "P": 16})],
-    "attn_prefill": [Shape({"B": 1, "T": 128, "L": 128, "H": 8, "G": 2, "D": 128, "Dv": 128, "P": 16})],
-    "attn_decode": [Shape({"B": 2, "H": 8, "G": 2, "D": 128, "P": 16, "L": 600})],
-    "mla_decode": [Shape({"B": 2, "S": 1, "H": 16, "K": 300, "L": 512, "R": 64, "P": 16})],
-    "moe_route": [Shape({"T": 32, "E": 256, "top_k": 8, "num_groups": 8, "top_groups": 4})],
-    "moe_align": [Shape({"T": 32, "E": 64, "K": 8, "block": 16})],
-    "moe_gemm": [Shape({"T": 16, "E": 8, "N": 512, "K": 512, "top_k": 2, "block": 16}, {"silu": True}, {"silu": True})],
-    "moe_sum": [Shape({"T": 16, "K": 8, "C": 4096})],
-    "sample": [Shape({"B": 4, "V": 32000})],
-}
+    op: str
+    variant: str
+    scaled: dict[str, int]
 
 
-def _label(dims: dict[str, int]) -> str:
-    return ",".join(f"{name}={size}" for name, size in dims.items())
+# The first case of each op is the one of --brief.
+CASES = (
+    Case("rms_norm", "deepseek-v3 tp8 hidden T16 bf16", {"T": 8}),
+    Case("rms_norm", "deepseek-v3 tp8 hidden T16 fp8", {"T": 8}),
+    Case("rms_norm", "deepseek-v3 tp8 kv_norm T16 bf16", {}),
+    Case("add_rms_norm", "llama-3.1-8b tp1 hidden T16 bf16", {}),
+    Case("add_rms_norm", "deepseek-v3 tp8 hidden T16 fp8", {"T": 8}),
+    Case("silu_mul", "llama-3.1-8b tp8 T16 bf16", {}),
+    Case("silu_mul", "llama-3.1-8b tp8 T16 fp8", {}),
+    Case("quant_fp8", "deepseek-v3 tp8 q_a+kv_a T16 fp8", {}),
+    Case("rope", "llama-3.1-8b tp1 T16 bf16", {}),
+    Case("gemm", "llama-3.1-8b tp8 qkv M2048 bf16", {"M": 128, "N": 256, "K": 1024}),
+    Case("gemm", "llama-3.1-8b tp8 qkv M16 bf16", {"N": 128}),
+    Case("gemm_fp8", "deepseek-v3 tp8 q_b M2048 fp8", {"M": 128, "N": 256, "K": 1024}),
+    Case("gemm_fp8", "deepseek-v3 tp8 q_b M16 fp8", {"N": 256}),
+    Case("store_kv", "llama-3.1-8b tp1 T16 bf16", {}),
+    Case("store_kv", "llama-3.1-8b tp1 T16 bf16, fp8 cache", {}),
+    Case("store_mla", "deepseek-v3 tp8 T16 bf16", {}),
+    Case("store_mla", "deepseek-v3 tp8 T16 bf16, fp8 cache", {}),
+    Case("attn_prefill", "llama-3.1-8b tp8 T2048 bf16", {"B": 1, "T": 128, "L": 256}),
+    Case("attn_prefill", "deepseek-v3 tp8 T2048 bf16", {"B": 1, "T": 128, "L": 128, "H": 2, "G": 2}),
+    Case("attn_decode", "llama-3.1-8b tp8 B16 bf16", {"B": 2, "L": 1024}),
+    Case("attn_decode", "llama-3.1-8b tp8 B16 bf16, fp8 cache", {"B": 2, "L": 1024}),
+    Case("mla_decode", "deepseek-v3 tp8 B16 S1 P16 bf16", {"B": 1, "K": 512}),
+    Case("mla_decode", "deepseek-v3 tp8 B16 S1 P64 bf16, fp8 cache", {"B": 1, "K": 512}),
+    Case("mla_decode", "deepseek-v3 tp8 B16 S2 P16 bf16", {"B": 1, "K": 512}),
+    Case("moe_route", "deepseek-v3 tp8 T16 bf16", {}),
+    Case("moe_route", "mixtral-8x7b tp1 T16 bf16", {}),
+    Case("moe_align", "deepseek-v3 tp8 T16 bf16", {}),
+    Case("moe_align", "deepseek-v3 tp8 T2048 bf16", {"T": 512}),
+    Case("moe_gemm", "deepseek-v3 tp8 w13 T16 fp8", {"E": 16, "K": 1024}),
+    Case("moe_gemm", "deepseek-v3 tp8 w13 T16 bf16", {"E": 16, "K": 1024}),
+    Case("moe_gemm", "deepseek-v3 tp8 w2 T16 bf16", {"E": 16, "N": 1024}),
+    Case("moe_gemm", "deepseek-v3 tp8 w13 T2048 bf16", {"T": 64, "E": 4, "K": 1024}),
+    Case("moe_sum", "deepseek-v3 tp8 T16 bf16", {"T": 8}),
+    Case("sample", "llama-3.1-8b tp8 B16 bf16", {"B": 2}),
+)  # fmt: skip
 
 
-def _summary(launches: list[LaunchRecord], cost: _op.Cost, arch: archs.Arch, fp8: bool) -> dict[str, float]:
+def find(case: Case) -> Variant:
+    found = next((v for v in variants(case.op) if v.name == case.variant), None)
+    if found is None:
+        raise LookupError(f"bench.emulated: {case.op} has no variant {case.variant!r} in bench/shapes.py")
+    return found.scaled(**case.scaled)
+
+
+def label(variant: Variant) -> str:
+    return f"{variant.name} " + ",".join(f"{name}={size}" for name, size in variant.dims.items())
+
+
+def summary(launches: list[LaunchRecord], variant: Variant, arch: archs.Arch) -> dict[str, float]:
     """Counters of one op call. See docs/emulator.md for what each figure means and does not mean."""
-    total: dict[str, float] = {key: sum(record.counters[key] for record in launches) for key in _SUMMED}
+    cost = variant.cost()
+    total: dict[str, float] = {key: sum(record.counters[key] for record in launches) for key in SUMMED}
     moved = total["bytes_read"] + total["bytes_written"]
     vector_cycles = 4 * total["valu"]  # a SIMD of 16 lanes needs four cycles for a wave of 64
-    peak = arch.fp8_flops if fp8 else arch.bf16_flops
+    peak = arch.fp8_flops if variant.fp8 else arch.bf16_flops
     return total | {
         "launches": len(launches),
         "traffic_ratio": round(moved / max(cost.bytes, 1), 3),
-        "lines_ratio": round(128 * total["lines"] / max(cost.bytes, 1), 3),
+        "lines_ratio": round(128 * (total["lines_read"] + total["lines_written"]) / max(cost.bytes, 1), 3),
         "wide_share": round(total["wide_bytes"] / max(moved, 1), 3),
         "mfma_bound": round(total["mfma_cycles"] / max(total["mfma_cycles"], vector_cycles, 1), 3),
         "floor_us": round(1e6 * max(cost.bytes / arch.bytes_per_s, cost.flops / peak), 4),
     }
 
 
-def _arguments(op: _op.Op[..., Any], shape: Shape, arch: archs.Arch) -> dict[str, Any]:
-    """The op's example arguments, fp8 in the dialect of the architecture."""
-    native = torch.float8_e4m3fnuz if arch.fp8 == "e4m3fnuz" else torch.float8_e4m3fn
-    extra = dict(shape.inputs)
-    if op.name == "gemm_fp8":
-        extra["dtype"] = native
-    made = op.inputs(shape.dims, **extra)
-    if made.get("out_dtype") in _op.FP8:
-        made["out_dtype"] = native
-    return made
-
-
-def measure(op: _op.Op[..., Any], backend: str, shape: Shape, device: Device) -> dict[str, float] | str:
+def measure(variant: Variant, backend: str, device: Device) -> dict[str, float] | str:
     """Counters of one call, or the reason why the backend does not serve it."""
     arch = archs.of(device.arch)
-    arguments = _arguments(op, shape, arch)
+    arguments = variant.arguments(arch)
     device.launches.clear()
     try:
-        op.using(backend)(**arguments)
+        variant.contract().using(backend)(**arguments)
     except NotImplementedError as error:
         return str(error)
-    cost = op.cost(shape.dims, **shape.cost)
-    fp8 = any(isinstance(a, torch.Tensor) and a.dtype in _op.FP8 for a in arguments.values())
-    return _summary(device.launches, cost, arch, fp8)
+    return summary(device.launches, variant, arch)
 
 
-def run(arch: str, only_op: str | None, backends: list[str]) -> Iterator[tuple[str, dict[str, float] | str]]:
-    """(case, counters or the reason of a refusal) of all ops on all backends."""
-    with emulated_device(arch, checks=Checks(bank_conflicts=True)) as device:
-        for name, op in _op.registry().items():
-            for shape in SHAPES.get(name, []) if only_op in (None, name) else []:
-                for backend in backends:
-                    yield f"{name}/{backend}/{_label(shape.dims)}", measure(op, backend, shape, device)
+def run(arch: str, cases: list[Case], backends: list[str]) -> Iterator[tuple[str, dict[str, float] | str]]:
+    """(case, counters or the reason of a refusal) of the cases on all backends."""
+    checks = Checks(races=False, undefined=False, bank_conflicts=True)  # the tests look for faults, this counts
+    with emulated_device(arch, checks=checks) as device:
+        for case in cases:
+            variant = find(case)
+            for backend in backends:
+                yield f"{case.op}/{backend}/{label(variant)}", measure(variant, backend, device)
 
 
-def _worse(case: str, old: dict[str, float], new: dict[str, float]) -> list[str]:
-    return [
-        f"{case}: {key} {old[key]:.0f} -> {new[key]:.0f}"
-        for key in ("instructions", "bytes_read", "bytes_written", "lines")
-        if new[key] > old[key] * (1 + TOLERANCE)
-    ]
+def chosen(op: str | None, brief: bool) -> list[Case]:
+    """The cases of one op or all, or only the first of each op."""
+    cases = [case for case in CASES if op in (None, case.op)]
+    return [case for i, case in enumerate(cases) if not brief or case.op not in [c.op for c in cases[:i]]]
 
 
-def main() -> None:
+def worse(case: str, old: dict[str, float] | None, new: dict[str, float]) -> list[str]:
+    """What a case does more than it did."""
+    if old is None:
+        return [f"{case}: no figures are kept"]
+    return [f"{case}: {key} {old[key]:.0f} -> {new[key]:.0f}" for key in WATCHED if new[key] > old[key] * (1 + TOLERANCE)]
+
+
+def row(case: str, figures: dict[str, float] | str) -> str:
+    if isinstance(figures, str):
+        return f"{case}: not served: {figures}"
+    return (
+        f"{case}: {figures['instructions']:.0f} wave instructions, traffic {figures['traffic_ratio']:.2f} (lines "
+        f"{figures['lines_ratio']:.2f}), 16-byte share {figures['wide_share']:.2f}, LDS conflicts {figures['lds_conflicts']:.0f}, "
+        f"MFMA bound {figures['mfma_bound']:.2f}, floor {figures['floor_us']:.3f} us"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", choices=("gfx942", "gfx950"), default="gfx942")
-    parser.add_argument("--op", choices=sorted(SHAPES))
+    parser.add_argument("--op", choices=sorted({case.op for case in CASES}))
     parser.add_argument("--backend", choices=("triton", "hip"))
+    parser.add_argument("--brief", action="store_true", help="one case of each op")
     parser.add_argument("--write", action="store_true", help="keep the figures")
     parser.add_argument("--check", action="store_true", help="compare with the kept figures")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     path = FOLDER / f"{args.arch}.json"
     kept: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    now: dict[str, Any] = {}
     complaints: list[str] = []
-    for case, figures in run(args.arch, args.op, [args.backend] if args.backend else ["triton", "hip"]):
-        if isinstance(figures, str):
-            print(f"{case}: not served: {figures}")
-            continue
-        print(
-            f"{case}: {figures['instructions']:.0f} wave instructions, traffic {figures['traffic_ratio']:.2f} (lines "
-            f"{figures['lines_ratio']:.2f}), 16-byte share {figures['wide_share']:.2f}, LDS conflicts {figures['lds_conflicts']:.0f}, "
-            f"MFMA bound {figures['mfma_bound']:.2f}, floor {figures['floor_us']:.3f} us"
-        )
-        if args.check and case in kept:
-            complaints += _worse(case, kept[case], figures)
-        kept[case] = figures
+    for case, figures in run(args.arch, chosen(args.op, args.brief), [args.backend] if args.backend else ["triton", "hip"]):
+        print(row(case, figures), flush=True)
+        if not isinstance(figures, str):
+            now[case] = figures
+            complaints += worse(case, kept.get(case), figures) if args.check else []
     if args.write:
+        whole = not (args.op or args.backend or args.brief)
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+        rows = sorted((now if whole else kept | now).items())
+        path.write_text("{\n" + ",\n".join(f"{json.dumps(case)}: {json.dumps(figures)}" for case, figures in rows) + "\n}\n")
     if complaints:
-        sys.exit("grew by more than 2 %:\n" + "\n".join(complaints))
+        print(
+            "more than 2 % over the kept figures; if that is meant: "
+            f"python -m bench.emulated --arch {args.arch} --write\n" + "\n".join(complaints)
+        )
+    return int(bool(complaints))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
