@@ -137,6 +137,13 @@ class Library {
         if (code) throw std::runtime_error(error);
     }
 
+    void queue(int stream) { symbol<void (*)(int)>("grid_queue")(stream); }
+
+    void run_queued() {
+        char error[1024] = "";
+        if (symbol<int (*)(char*, int)>("grid_run_queued")(error, sizeof(error))) throw std::runtime_error(error);
+    }
+
     std::vector<Recorded> record(const std::string& op, const py::list& tensors, const std::vector<double>& scalars) {
         std::vector<Recorded> launches;
         struct Restore {
@@ -193,6 +200,8 @@ PYBIND11_MODULE(_bind, module) {
         .def_property_readonly("wave_size", &Library::wave_size)
         .def("set_order", &Library::set_order, py::arg("seed"), "0: natural order of threads; else another order in each launch")
         .def("set_max_threads", &Library::set_max_threads, py::arg("count"))
+        .def("queue", &Library::queue, py::arg("stream"), "on the host: keep launches back in this stream; -1 runs them at once again")
+        .def("run_queued", &Library::run_queued, "run the streams beside each other, as several GPUs do")
         .def("use_hip", &Library::use_hip, py::arg("code_objects"), "send launches to the current AMD GPU")
         .def("call", &Library::call, py::arg("op"), py::arg("tensors"), py::arg("scalars"), py::arg("stream"))
         .def("record", &Library::record, py::arg("op"), py::arg("tensors"), py::arg("scalars"));

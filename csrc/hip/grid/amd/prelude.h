@@ -84,6 +84,18 @@ GRID_DEVICE T atomic_max(T* address, T value) {
     return __hip_atomic_fetch_max(address, value, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
 
+// An address that was read as a number, told to be of device memory: as a generic one it would be accessed by flat instructions.
+GRID_DEVICE char* in_memory(unsigned long long address) { return (char*)(__attribute__((address_space(1))) char*)address; }
+
+// Release and acquire write back and invalidate what caches hold of other GPUs' memory, so that only the flag itself is polled.
+GRID_DEVICE void publish(unsigned long long* flag, unsigned long long value) {
+    __hip_atomic_store(flag, value, __ATOMIC_RELEASE, __HIP_MEMORY_SCOPE_SYSTEM);
+}
+GRID_DEVICE void wait_for(const unsigned long long* flag, unsigned long long least) {
+    while (__hip_atomic_load(flag, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_SYSTEM) < least) __builtin_amdgcn_s_sleep(1);
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "");
+}
+
 GRID_DEVICE float exp(float x) { return __builtin_expf(x); }
 GRID_DEVICE float log(float x) { return __builtin_logf(x); }
 GRID_DEVICE float rsqrt(float x) { return __builtin_amdgcn_rsqf(x); }

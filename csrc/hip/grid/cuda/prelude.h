@@ -51,6 +51,19 @@ GRID_DEVICE T atomic_max(T* address, T value) {
     return atomicMax(address, value);
 }
 
+GRID_DEVICE char* in_memory(unsigned long long address) { return reinterpret_cast<char*>(address); }
+GRID_DEVICE void publish(unsigned long long* flag, unsigned long long value) {
+    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");
+}
+GRID_DEVICE void wait_for(const unsigned long long* flag, unsigned long long least) {
+    unsigned long long seen = 0;
+    for (;;) {
+        asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(seen) : "l"(flag) : "memory");
+        if (seen >= least) return;
+        __nanosleep(20);
+    }
+}
+
 GRID_DEVICE float exp(float x) { return expf(x); }
 GRID_DEVICE float log(float x) { return logf(x); }
 GRID_DEVICE float rsqrt(float x) { return rsqrtf(x); }

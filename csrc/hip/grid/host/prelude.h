@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // SIMT on one CPU thread: every GPU thread is a fiber; wave collectives and barriers are executed by the scheduler in
-// host/run.cpp, which turns lanes that miss one, or meet different ones, into an error with file, line, block and thread.
+// host/run.cpp, which turns lanes that miss one, or meet different ones, into an error with file, line, block and thread. A thread
+// that waits for a flag lets other blocks go on; when none can, that is an error too.
 #pragma once
 
 #ifndef GRID_WAVE
@@ -45,6 +46,7 @@ using Collective = void (*)(void** operands);
 void collective(Collective run, void* operand, const char* what, Site site);
 void barrier(Site site);
 void wave_order(Site site);
+void pause(Site site);
 void* shared(const void* tag, unsigned long bytes);
 void* dynamic_shared();
 float exp(float);
@@ -111,6 +113,12 @@ inline T atomic_max(T* address, T value) {
     T old = __atomic_load_n(address, __ATOMIC_RELAXED);
     if (old < value) __atomic_store_n(address, value, __ATOMIC_RELAXED);
     return old;
+}
+
+inline char* in_memory(unsigned long long address) { return reinterpret_cast<char*>(address); }
+inline void publish(unsigned long long* flag, unsigned long long value) { __atomic_store_n(flag, value, __ATOMIC_RELEASE); }
+inline void wait_for(const unsigned long long* flag, unsigned long long least GRID_SITE_AFTER) {
+    while (__atomic_load_n(flag, __ATOMIC_ACQUIRE) < least) host::pause(site);
 }
 
 inline float exp(float x) { return host::exp(x); }

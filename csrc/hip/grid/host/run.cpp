@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The host's stand-in for a GPU. One OS thread runs the blocks of a launch one after the other; the threads of a block are
+// The host's stand-in for GPUs. One OS thread runs the blocks of a launch one after the other; the threads of a block are
 // fibers. A wave's lanes run until all of them wait at the same collective, which is then executed once; a barrier opens when
-// all threads wait at it. Compiled without thread-sanitizer instrumentation: a switch must not look like synchronisation.
+// all threads wait at it. A block whose threads wait for a flag stays, and others run beside it. Launches can be queued in
+// streams that run beside each other, as those of several GPUs do. Compiled without thread-sanitizer instrumentation: a switch must not look like synchronisation.
 #include <dlfcn.h>
 #include <sys/mman.h>
 
@@ -10,8 +11,11 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <map>
+#include <memory>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "../abi.h"
@@ -114,10 +118,16 @@ constexpr size_t kStackBytes = 64 * 1024;
 // Stacks a power of two apart would all share the same cache sets.
 constexpr size_t kStackShift = 192;
 
-enum class State { kReady, kCollective, kBarrier, kOrder, kDone };
+// Turns without any progress after which those who wait are told that nobody will come.
+constexpr int kPatience = 1000;
+
+enum class State { kReady, kCollective, kBarrier, kOrder, kPaused, kDone };
+
+struct Block;
 
 struct Fiber {
     Thread thread;
+    Block* block;
     void* stack_pointer;
     char* stack;
     State state;
@@ -134,35 +144,52 @@ struct Place {
     char* address;
 };
 
+// A launch in a stream, with its own copy of the parameters.
+struct Queued {
+    Launch launch;
+    std::string op, params;
+    std::vector<int> order;  // of its blocks
+    size_t num_started = 0, num_ended = 0;
+};
+
+using Stream = std::deque<Queued>;
+
+// A block that has started. Kept for another one when it has ended.
 struct Block {
-    const Launch* launch;
+    Queued* queued;
+    std::vector<Fiber*> fibers;
     Place places[64];
     int num_places;
     char* dynamic;
-    i64 lds_used;
+    i64 lds_used, lds_top;
+    int barrier_parity;
+    char barrier_tags[2];
+    char wave_tags[kMostThreads / kWave][2];
+    char end_tag;
+    char* lds;
 };
 
-// All state of the emulated device. Launches come one at a time: Python holds the interpreter lock.
+constexpr i64 kLdsArea = 2 * kLdsBytes;
+
+// All state of the emulated devices. Launches come one at a time: Python holds the interpreter lock.
 struct Device {
-    std::vector<Fiber> fibers;
+    std::vector<std::unique_ptr<Fiber>> fibers;
+    std::vector<Fiber*> free_fibers;
+    std::vector<std::unique_ptr<Block>> blocks;
+    std::vector<Block*> free_blocks;
+    std::map<int, Stream> queues;
+    int queue = -1;
     void* scheduler_stack = nullptr;
     void* scheduler_sanitizer = nullptr;
     const void* scheduler_bottom = nullptr;
     size_t scheduler_size = 0;
     Fiber* running = nullptr;
-    Block block;
     bool failed = false;
     char error[512];
     u64 order = 0;
     u64 num_launches = 0;
-    char barrier_tags[2];
-    int barrier_parity = 0;
-    char wave_tags[kMostThreads / kWave][2];
     char start_tag, end_tag;
-    // No heap: to the race detector an allocation is a write by the thread that asked for it.
-    alignas(64) char lds[2 * kLdsBytes];
-    i64 lds_top;
-    std::vector<int> lane_order, wave_order, block_order;
+    std::vector<int> lane_order, wave_order;
     std::map<const void*, const char*> names;
 };
 
@@ -196,12 +223,16 @@ void fiber_main() {
 #if defined(GRID_ASAN)
     __sanitizer_finish_switch_fiber(nullptr, &device.scheduler_bottom, &device.scheduler_size);
 #endif
+    Block& block = *device.running->block;
 #if defined(GRID_TSAN)
+    // Blocks that run beside each other are ordered by flags alone; one that takes over the LDS of another comes after it.
     __tsan_acquire(&device.start_tag);
+    __tsan_acquire(&block.end_tag);
 #endif
-    const Launch& launch = *device.block.launch;
+    const Launch& launch = block.queued->launch;
     launch.call(launch.kernel, launch.params);
 #if defined(GRID_TSAN)
+    __tsan_release(&block.end_tag);
     __tsan_release(&device.end_tag);
 #endif
     device.running->state = State::kDone;
@@ -224,17 +255,38 @@ void to_fiber(Fiber& fiber) {
 #endif
 }
 
-void make_fibers() {
-    if (!device.fibers.empty()) return;
-    device.fibers.resize(kMostThreads);
-    for (int i = 0; i < kMostThreads; ++i) {
-        void* memory = mmap(nullptr, kStackBytes + 16 * kStackShift, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        device.fibers[i].stack = static_cast<char*>(memory) + (i % 16) * kStackShift;
-    }
+// The race detector takes memory from a heap for a write by the thread that asked for it.
+char* fresh_memory(size_t bytes) {
+    return static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
 }
 
-void prepare(Fiber& fiber, const Thread& thread) {
+Fiber* take_fiber() {
+    if (device.free_fibers.empty()) {
+        auto fiber = std::make_unique<Fiber>();
+        fiber->stack = fresh_memory(kStackBytes + 16 * kStackShift) + (device.fibers.size() % 16) * kStackShift;
+        device.free_fibers.push_back(fiber.get());
+        device.fibers.push_back(std::move(fiber));
+    }
+    Fiber* fiber = device.free_fibers.back();
+    device.free_fibers.pop_back();
+    return fiber;
+}
+
+Block* take_block() {
+    if (device.free_blocks.empty()) {
+        auto block = std::make_unique<Block>();
+        block->lds = fresh_memory(kLdsArea);
+        device.free_blocks.push_back(block.get());
+        device.blocks.push_back(std::move(block));
+    }
+    Block* block = device.free_blocks.back();
+    device.free_blocks.pop_back();
+    return block;
+}
+
+void prepare(Fiber& fiber, Block& block, const Thread& thread) {
     fiber.thread = thread;
+    fiber.block = &block;
     fiber.state = State::kReady;
     fiber.order_parity = 0;
 #if defined(GRID_TSAN)
@@ -256,16 +308,16 @@ void prepare(Fiber& fiber, const Thread& thread) {
 }
 
 // LDS starts as NaN, so reading before writing shows; under ASan it ends in a poisoned strip.
-char* make_lds(i64 bytes) {
+char* make_lds(Block& block, i64 bytes) {
     constexpr i64 kStrip = 64;
-    device.block.lds_used += bytes;
-    if (device.block.lds_used > kLdsBytes || device.lds_top + bytes + 2 * kStrip > static_cast<i64>(sizeof(device.lds))) {
-        refuse("expected at most %lld bytes of LDS, got %lld", kLdsBytes, device.block.lds_used);
-        return device.lds;
+    block.lds_used += bytes;
+    if (block.lds_used > kLdsBytes || block.lds_top + bytes + 2 * kStrip > kLdsArea) {
+        refuse("expected at most %lld bytes of LDS, got %lld", kLdsBytes, block.lds_used);
+        return block.lds;
     }
-    char* place = device.lds + device.lds_top;
+    char* place = block.lds + block.lds_top;
     i64 size = (bytes + kStrip - 1) / kStrip * kStrip + kStrip;
-    device.lds_top += size;
+    block.lds_top += size;
     volatile char* plain = place;
     for (i64 i = 0; i < bytes; ++i) plain[i] = static_cast<char>(0xFF);
 #if defined(GRID_ASAN)
@@ -290,102 +342,175 @@ const std::vector<int>& order_of(std::vector<int>& order, int count, u64& state)
     return order;
 }
 
-void describe_block(char* text, size_t size) {
-    const int* b = device.fibers[0].thread.block;
-    snprintf(text, size, "block (%d, %d, %d)", b[0], b[1], b[2]);
+std::string name_of(const Block& block) {
+    char text[64];
+    const int* b = block.fibers[0]->thread.block;
+    snprintf(text, sizeof(text), "block (%d, %d, %d)", b[0], b[1], b[2]);
+    return text;
 }
 
+bool waits_for_wave(const Fiber& fiber) { return fiber.state == State::kCollective || fiber.state == State::kOrder; }
+
 // Runs the wave's collective if all its lanes wait at the same one; false with an error set if they never will.
-bool run_collective(int first, int count) {
-    char where[64];
-    describe_block(where, sizeof(where));
+bool run_collective(Block& block, int first) {
     Fiber* leader = nullptr;
-    for (int l = 0; l < count; ++l)
-        if (device.fibers[first + l].state == State::kCollective || device.fibers[first + l].state == State::kOrder) leader = &device.fibers[first + l];
+    for (int l = 0; l < kWave; ++l)
+        if (waits_for_wave(*block.fibers[first + l])) leader = block.fibers[first + l];
     void* operands[kWave];
     for (int l = 0; l < kWave; ++l) {
-        Fiber* own = l < count ? &device.fibers[first + l] : nullptr;
-        if (!own || own->state != leader->state) {
+        Fiber* own = block.fibers[first + l];
+        if (own->state != leader->state) {
             refuse("%s at %s:%d: lane %d of wave %d (thread %d, %s) does not take part", leader->what, leader->site.file, leader->site.line, l, first / kWave,
-                   first + l, where);
+                   first + l, name_of(block).c_str());
             return false;
         }
         if (own->run != leader->run || own->site.line != leader->site.line || strcmp(own->site.file, leader->site.file) != 0) {
-            refuse("lanes of wave %d (%s) meet different collectives: thread %d %s at %s:%d, thread %d %s at %s:%d", first / kWave, where, leader->thread.thread,
-                   leader->what, leader->site.file, leader->site.line, own->thread.thread, own->what, own->site.file, own->site.line);
+            refuse("lanes of wave %d (%s) meet different collectives: thread %d %s at %s:%d, thread %d %s at %s:%d", first / kWave, name_of(block).c_str(),
+                   leader->thread.thread, leader->what, leader->site.file, leader->site.line, own->thread.thread, own->what, own->site.file, own->site.line);
             return false;
         }
         operands[l] = own->operand;
     }
     if (leader->run) leader->run(operands);
-    for (int l = 0; l < count; ++l) device.fibers[first + l].state = State::kReady;
+    for (int l = 0; l < kWave; ++l) block.fibers[first + l]->state = State::kReady;
     return true;
 }
 
-bool release_barrier(int num_threads) {
-    char where[64];
-    describe_block(where, sizeof(where));
+bool release_barrier(Block& block) {
     Fiber* leader = nullptr;
-    for (int t = 0; t < num_threads; ++t)
-        if (device.fibers[t].state == State::kBarrier) leader = &device.fibers[t];
+    for (Fiber* fiber : block.fibers)
+        if (fiber->state == State::kBarrier) leader = fiber;
     if (!leader) return true;
-    for (int t = 0; t < num_threads; ++t) {
-        Fiber& own = device.fibers[t];
-        if (own.state != State::kBarrier) {
-            refuse("sync at %s:%d: thread %d of %s does not arrive; it has ended", leader->site.file, leader->site.line, t, where);
+    for (Fiber* own : block.fibers) {
+        if (own->state != State::kBarrier) {
+            refuse("sync at %s:%d: thread %d of %s does not arrive; it has ended", leader->site.file, leader->site.line, own->thread.thread, name_of(block).c_str());
             return false;
         }
-        if (own.site.line != leader->site.line || strcmp(own.site.file, leader->site.file) != 0) {
-            refuse("threads of %s wait at different barriers: thread %d at %s:%d, thread %d at %s:%d", where, leader->thread.thread, leader->site.file,
-                   leader->site.line, t, own.site.file, own.site.line);
+        if (own->site.line != leader->site.line || strcmp(own->site.file, leader->site.file) != 0) {
+            refuse("threads of %s wait at different barriers: thread %d at %s:%d, thread %d at %s:%d", name_of(block).c_str(), leader->thread.thread, leader->site.file,
+                   leader->site.line, own->thread.thread, own->site.file, own->site.line);
             return false;
         }
     }
-    for (int t = 0; t < num_threads; ++t) device.fibers[t].state = State::kReady;
-    device.barrier_parity ^= 1;
+    for (Fiber* fiber : block.fibers) fiber->state = State::kReady;
+    block.barrier_parity ^= 1;
     return true;
 }
 
 // Lanes in turn until none can go on. Those that wait at a collective while others wait at a barrier are a divergence.
-bool run_wave(int first, int count, u64& random) {
+bool run_wave(Block& block, int first, u64& random, bool& moved) {
     for (;;) {
-        bool waiting = false;
-        for (int l : order_of(device.lane_order, count, random))
-            if (device.fibers[first + l].state == State::kReady) {
-                to_fiber(device.fibers[first + l]);
-                if (device.failed) return false;
-            }
-        for (int l = 0; l < count; ++l) waiting |= device.fibers[first + l].state == State::kCollective || device.fibers[first + l].state == State::kOrder;
-        if (!waiting) return true;
-        if (!run_collective(first, count)) return false;
+        bool waiting = false, paused = false;
+        for (int l : order_of(device.lane_order, kWave, random)) {
+            Fiber& fiber = *block.fibers[first + l];
+            if (fiber.state != State::kReady) continue;
+            to_fiber(fiber);
+            if (device.failed) return false;
+            moved |= fiber.state != State::kPaused;
+        }
+        for (int l = 0; l < kWave; ++l) {
+            waiting |= waits_for_wave(*block.fibers[first + l]);
+            paused |= block.fibers[first + l]->state == State::kPaused;
+        }
+        if (!waiting || paused) return true;
+        if (!run_collective(block, first)) return false;
     }
 }
 
-bool run_block(const Launch& launch, const int (&index)[3], u64& random) {
-    device.block.launch = &launch;
-    device.block.num_places = 0;
-    device.block.lds_used = 0;
-    device.lds_top = 0;
+// Runs the block until it has ended, or all that is left of it waits for a flag. moved: whether a thread got anywhere.
+enum class Turn { kFailed, kWaits, kEnded };
+
+Turn run_block(Block& block, u64& random, bool& moved) {
+    for (Fiber* fiber : block.fibers)
+        if (fiber->state == State::kPaused) fiber->state = State::kReady;
+    int num_waves = static_cast<int>(block.fibers.size()) / kWave;
+    for (;;) {
+        for (int w : order_of(device.wave_order, num_waves, random))
+            if (!run_wave(block, w * kWave, random, moved)) return Turn::kFailed;
+        bool alive = false, paused = false;
+        for (Fiber* fiber : block.fibers) {
+            alive |= fiber->state != State::kDone;
+            paused |= fiber->state == State::kPaused;
+        }
+        if (!alive) return Turn::kEnded;
+        if (paused) return Turn::kWaits;
+        if (!release_barrier(block)) return Turn::kFailed;
+        moved = true;
+    }
+}
+
+Block* start_block(Queued& queued) {
+    const Launch& launch = queued.launch;
+    int b = queued.order[queued.num_started++];
+    int x = static_cast<int>(b % launch.blocks.x), rest = static_cast<int>(b / launch.blocks.x);
+    int y = static_cast<int>(rest % launch.blocks.y), z = static_cast<int>(rest / launch.blocks.y);
+    Block* block = take_block();
+    block->queued = &queued;
+    block->num_places = 0;
+    block->lds_used = block->lds_top = 0;
+    block->barrier_parity = 0;
 #if defined(GRID_ASAN)
-    __asan_unpoison_memory_region(device.lds, sizeof(device.lds));
+    __asan_unpoison_memory_region(block->lds, kLdsArea);
 #endif
-    device.barrier_parity = 0;
-    device.block.dynamic = launch.lds_bytes ? make_lds(launch.lds_bytes) : nullptr;
-    for (int t = 0; t < launch.threads; ++t) prepare(device.fibers[t], {t, {index[0], index[1], index[2]}, launch.threads});
+    block->dynamic = launch.lds_bytes ? make_lds(*block, launch.lds_bytes) : nullptr;
+    block->fibers.clear();
+    for (int t = 0; t < launch.threads; ++t) {
+        block->fibers.push_back(take_fiber());
+        prepare(*block->fibers.back(), *block, {t, {x, y, z}, launch.threads});
+    }
+    return block;
+}
+
+void end_block(Block* block) {
+    // The first thread of the next block gets the first fiber again: its stack is warm.
+    for (auto fiber = block->fibers.rbegin(); fiber != block->fibers.rend(); ++fiber) device.free_fibers.push_back(*fiber);
+    device.free_blocks.push_back(block);
+    ++block->queued->num_ended;
+}
+
+void refuse_to_wait(const Block& block) {
+    for (const Fiber* fiber : block.fibers)
+        if (fiber->state == State::kPaused)
+            return refuse("%s at %s:%d: thread %d of %s waits for a flag that nobody sets", fiber->what, fiber->site.file, fiber->site.line, fiber->thread.thread,
+                          name_of(block).c_str());
+}
+
+// The launch that comes next in its stream and still has blocks to start, or null.
+Queued* next_of(Stream& stream) {
+    while (!stream.empty() && stream.front().num_ended == stream.front().order.size()) stream.pop_front();
+    return stream.empty() || stream.front().num_started == stream.front().order.size() ? nullptr : &stream.front();
+}
+
+// Everything that is queued. In the natural order a block starts only when those before it have ended or wait; else whoever goes
+// on, or starts, is drawn at each turn.
+bool run_streams(std::vector<Stream>& streams, u64& random, std::string& op) {
 #if defined(GRID_TSAN)
     device.scheduler_sanitizer = __tsan_get_current_fiber();
     __tsan_release(&device.start_tag);
 #endif
-    int num_waves = launch.threads / kWave;
-    bool alive = true;
-    while (alive && !device.failed) {
-        for (int w : order_of(device.wave_order, num_waves, random))
-            if (!run_wave(w * kWave, kWave, random)) break;
-        if (device.failed) break;
-        alive = false;
-        for (int t = 0; t < launch.threads; ++t) alive |= device.fibers[t].state != State::kDone;
-        if (alive && !release_barrier(launch.threads)) break;
+    device.failed = false;
+    std::vector<Block*> resident;
+    size_t turn = 0;
+    for (size_t idle = 0; !device.failed;) {
+        std::vector<Queued*> startable;
+        for (Stream& stream : streams)
+            if (Queued* queued = next_of(stream)) startable.push_back(queued);
+        if (resident.empty() && startable.empty()) break;
+        bool stuck = idle >= resident.size();
+        size_t choice = device.order ? next_random(random) % (resident.size() + startable.size()) : stuck && !startable.empty() ? resident.size() : turn++ % resident.size();
+        bool moved = choice >= resident.size();
+        if (moved) resident.push_back(start_block(*startable[choice - resident.size()]));
+        Block* block = resident[choice = smaller(choice, resident.size() - 1)];
+        op = block->queued->op;
+        Turn end = device.failed ? Turn::kFailed : run_block(*block, random, moved);
+        if (end == Turn::kEnded) {
+            end_block(block);
+            resident.erase(resident.begin() + static_cast<std::ptrdiff_t>(choice));
+        }
+        idle = moved ? 0 : idle + 1;
+        if (end == Turn::kWaits && startable.empty() && idle > kPatience * resident.size()) refuse_to_wait(*block);
     }
+    for (Block* block : resident) end_block(block);
 #if defined(GRID_TSAN)
     __tsan_acquire(&device.end_tag);
 #endif
@@ -400,6 +525,13 @@ void wait(State state, Collective run, void* operand, const char* what, Site sit
     self.what = what;
     self.site = site;
     to_scheduler();
+}
+
+Queued queued_launch(const Args& args, const Launch& launch, u64& random) {
+    Queued queued{launch, args.op, {static_cast<const char*>(launch.params), static_cast<size_t>(launch.params_bytes)}, {}};
+    std::vector<int> order;
+    queued.order = order_of(order, static_cast<int>(launch.blocks.x * launch.blocks.y * launch.blocks.z), random);
+    return queued;
 }
 
 // Where launches go instead of the fibers, if anywhere: a real GPU, or a list.
@@ -425,7 +557,7 @@ void collective(Collective run, void* operand, const char* what, Site site) { wa
 void wave_order(Site site) {
 #if defined(GRID_TSAN)
     Fiber& self = *device.running;
-    char* tag = &device.wave_tags[self.thread.thread / kWave][self.order_parity ^= 1];
+    char* tag = &self.block->wave_tags[self.thread.thread / kWave][self.order_parity ^= 1];
     __tsan_release(tag);
 #endif
     wait(State::kOrder, nullptr, nullptr, "wave_sync", site);
@@ -437,7 +569,8 @@ void wave_order(Site site) {
 void barrier(Site site) {
 #if defined(GRID_TSAN)
     // Two tags in turn: with one, the next barrier's release would hide a race across this one.
-    char* tag = &device.barrier_tags[device.barrier_parity];
+    Block& block = *device.running->block;
+    char* tag = &block.barrier_tags[block.barrier_parity];
     __tsan_release(tag);
 #endif
     wait(State::kBarrier, nullptr, nullptr, "sync", site);
@@ -446,11 +579,13 @@ void barrier(Site site) {
 #endif
 }
 
+void pause(Site site) { wait(State::kPaused, nullptr, nullptr, "wait_for", site); }
+
 void* shared(const void* tag, unsigned long bytes) {
-    Block& block = device.block;
+    Block& block = *device.running->block;
     for (int i = 0; i < block.num_places; ++i)
         if (block.places[i].tag == tag) return block.places[i].address;
-    char* address = make_lds(static_cast<i64>(bytes));
+    char* address = make_lds(block, static_cast<i64>(bytes));
     if (block.num_places == static_cast<int>(sizeof(block.places) / sizeof(Place))) {
         refuse("expected at most 64 arrays in LDS");
     } else {
@@ -459,7 +594,7 @@ void* shared(const void* tag, unsigned long bytes) {
     return address;
 }
 
-void* dynamic_shared() { return device.block.dynamic; }
+void* dynamic_shared() { return device.running->block->dynamic; }
 
 float exp(float x) { return std::exp(x); }
 float log(float x) { return std::log(x); }
@@ -474,16 +609,17 @@ int launch(const Args& args, const Launch& launch) {
     }
     if (launch.threads % kWave || launch.threads > kMostThreads)
         return fail(args, "expected whole waves of %d and at most %d threads per block, got %d", kWave, kMostThreads, launch.threads);
-    make_fibers();
-    device.failed = false;
     u64 random = device.order * 7919 + ++device.num_launches;
-    int num_blocks = static_cast<int>(launch.blocks.x * launch.blocks.y * launch.blocks.z);
-    for (int b : order_of(device.block_order, num_blocks, random)) {
-        int x = static_cast<int>(b % launch.blocks.x), rest = static_cast<int>(b / launch.blocks.x);
-        int y = static_cast<int>(rest % launch.blocks.y), z = static_cast<int>(rest / launch.blocks.y);
-        if (!run_block(launch, {x, y, z}, random)) return trouble(args, "%s", device.error);
+    Queued queued = queued_launch(args, launch, random);
+    if (device.queue >= 0) {
+        device.queues[device.queue].push_back(std::move(queued));
+        return 0;
     }
-    return 0;
+    std::vector<Stream> streams(1);
+    streams[0].push_back(std::move(queued));
+    streams[0].front().launch.params = streams[0].front().params.data();
+    std::string op;
+    return run_streams(streams, random, op) ? 0 : trouble(args, "%s", device.error);
 }
 
 }  // namespace grid::host
@@ -496,7 +632,26 @@ __attribute__((visibility("default"))) int grid_wave_size() { return grid::kWave
 __attribute__((visibility("default"))) void grid_set_order(unsigned long long seed) {
     grid::host::device.order = seed;
     grid::host::device.num_launches = 0;
-    for (auto* order : {&grid::host::device.lane_order, &grid::host::device.wave_order, &grid::host::device.block_order}) order->clear();
+    for (auto* order : {&grid::host::device.lane_order, &grid::host::device.wave_order}) order->clear();
+}
+
+// Launches that follow wait in this stream until grid_run_queued; -1: they run at once, as at the start.
+__attribute__((visibility("default"))) void grid_queue(int stream) { grid::host::device.queue = stream; }
+
+// Runs the streams beside each other, each in its order. Non-zero with a text in `error` if a kernel failed.
+__attribute__((visibility("default"))) int grid_run_queued(char* error, int error_size) {
+    using namespace grid::host;
+    std::vector<Stream> streams;
+    for (auto& [number, stream] : device.queues) streams.push_back(std::move(stream));
+    device.queues.clear();
+    device.queue = -1;
+    for (Stream& stream : streams)
+        for (Queued& queued : stream) queued.launch.params = queued.params.data();
+    grid::u64 random = device.order * 7919 + ++device.num_launches;
+    std::string op;
+    if (run_streams(streams, random, op)) return 0;
+    snprintf(error, static_cast<size_t>(error_size), "%s: %s", op.c_str(), device.error);
+    return grid::kTrouble;
 }
 
 __attribute__((visibility("default"))) void grid_set_sink(void* sink, void* context) {
