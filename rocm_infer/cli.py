@@ -140,8 +140,8 @@ def _take(args: dict[str, Any], config: type) -> dict[str, Any]:
 
 
 def _serve(args: dict[str, Any]) -> int:
+    from rocm_infer.logs import set_up_logging
     from rocm_infer.server.lifecycle import run_server
-    from rocm_infer.server.logs import set_up_logging
 
     positional = args.pop("model_name")
     if positional is not None:
@@ -160,7 +160,7 @@ def _explain(engine: EngineConfig) -> None:
 def _load(args: dict[str, Any]) -> LLM:
     """The model, once all flags are known to be good."""
     from rocm_infer.llm import LLM
-    from rocm_infer.server.logs import set_up_logging
+    from rocm_infer.logs import set_up_logging
 
     set_up_logging("warning", "text")
     SamplingParams(**_take(args, SamplingParams))

@@ -33,6 +33,13 @@ def _require(condition: bool, param: str, expected: str, got: object) -> None:
         raise ConfigError(param, f"{param}: expected {expected}, got {got!r}")
 
 
+def _require_choices(config: Any) -> None:
+    """Every field that has choices holds one of them."""
+    for item in dataclasses.fields(config):
+        choices, value = item.metadata.get("choices"), getattr(config, item.name)
+        _require(not choices or value in choices, item.name, f"one of {', '.join(choices or ())}", value)
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Settings of one engine. Sizes are in tokens unless the name says otherwise."""
@@ -69,15 +76,7 @@ class EngineConfig:
         for name in positive.split():
             value = getattr(self, name)
             _require(value is None or value > 0, name, "a positive number", value)
-        for item in dataclasses.fields(self):
-            choices = item.metadata.get("choices")
-            if choices:
-                _require(
-                    getattr(self, item.name) in choices,
-                    item.name,
-                    f"one of {', '.join(choices)}",
-                    getattr(self, item.name),
-                )
+        _require_choices(self)
         share = self.mem_fraction_static
         _require(share is None or 0 < share <= 1, "mem_fraction_static", "a share in (0, 1]", share)
         _require(
@@ -100,6 +99,15 @@ class ServerConfig:
     api_key: tuple[str, ...] = _flag((), "accepted bearer tokens; none: no check")
     log_level: str = _flag("info", "verbosity", choices=("debug", "info", "warning", "error"))
     log_format: str = _flag("text", "log lines as text or JSON", choices=("text", "json"))
+    log_requests: str = _flag(
+        "none",
+        "a line when a request ends: its tokens and times, also its parameters, also what was asked and answered",
+        choices=("none", "metadata", "params", "content"),
+    )
+    metrics_compat: str = _flag("all", "whose names /metrics uses beside ours", choices=("all", "vllm", "sglang", "none"))
+    profile_dir: str | None = _flag(
+        None, "folder for traces of /start_profile, default: rocm_infer/profiles in $XDG_STATE_HOME or ~/.local/state"
+    )
     skip_server_warmup: bool = _flag(False, "do not run a request before announcing readiness")
     drain_timeout: float = _flag(30.0, "seconds that running requests get after SIGTERM")
     request_timeout: float = _flag(0.0, "seconds after which a request ends with the error 'timeout', 0: never")
@@ -113,6 +121,7 @@ class ServerConfig:
     strict_params: bool = _flag(False, "refuse unknown request fields instead of ignoring them")
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         _require(0 <= self.port < 65536, "port", "0 to 65535", self.port)
         _require(self.drain_timeout >= 0, "drain_timeout", "seconds >= 0", self.drain_timeout)
         _require(self.request_timeout >= 0, "request_timeout", "seconds >= 0", self.request_timeout)
@@ -120,11 +129,20 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
+class Grammar:
+    """What an output must look like: XGrammar's structural tag format as JSON text, and the request field it came from."""
+
+    text: str
+    param: str = "grammar"
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How one request is sampled. Defaults are the neutral values; `max_tokens=None` means the rest of the context.
 
     `stop` holds strings (text layer), `stop_token_ids` ids (engine). `logprobs` is the number of alternatives reported
-    beside the sampled token, None for no log-probabilities at all. `top_k=0` means the whole vocabulary.
+    beside the sampled token, None for no log-probabilities at all. `top_k=0` means the whole vocabulary. With a `grammar` the
+    output ends where the grammar ends, whatever `ignore_eos` and `min_tokens` say.
     """
 
     max_tokens: int | None = None
@@ -146,6 +164,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         _require(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "an integer >= 0", self.max_tokens)

@@ -20,7 +20,7 @@ LEVELS = (
     ("models",),
     ("ops",),
     ("cpu_kernels", "triton_kernels", "hip", "emulator"),
-    ("hub", "arch", "config", "env", "platform", "version"),
+    ("hub", "arch", "config", "env", "logs", "platform", "version"),
 )
 LEVEL = {name: depth for depth, row in enumerate(LEVELS) for name in row}
 NO_TORCH = (

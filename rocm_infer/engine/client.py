@@ -120,6 +120,7 @@ class EngineClient:
         on_death: Callable[[str], None] | None = None,
         command: Sequence[str] = WORKER,
         log_level: str = "info",
+        log_format: str = "text",
         capsule_dir: Path | None = None,
         capsule_token_ids: bool = False,
     ) -> None:
@@ -129,7 +130,7 @@ class EngineClient:
         self.failure: str | None = None  # why the worker is dead
         self.capsule: Path | None = None  # what the last dead worker left
         self._on_death = on_death
-        self._command = (*command, "--log-level", log_level)
+        self._command = (*command, "--log-level", log_level, "--log-format", log_format)
         self._streams: dict[str, RequestStream] = {}
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._reply_ids = itertools.count()

@@ -47,8 +47,9 @@ from rocm_infer.engine.messages import (
 from rocm_infer.engine.profiler import Profiler
 from rocm_infer.engine.recorder import FILE_NAME, Recorder
 from rocm_infer.engine.request import RequestRefused
+from rocm_infer.logs import handler_of
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("rocm_infer.engine.worker")  # run as a script, __name__ is another
 
 EXIT_FATAL = 1
 
@@ -119,8 +120,9 @@ def main(argv: list[str] | None = None, make_engine: Callable[[EngineConfig], En
     parser = argparse.ArgumentParser(description="engine worker process; started by the server")
     parser.add_argument("--socket", required=True, help="ZeroMQ address of the parent")
     parser.add_argument("--log-level", default="info")
+    parser.add_argument("--log-format", default="text")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=args.log_level.upper(), handlers=[handler_of(args.log_format)])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)

@@ -118,7 +118,13 @@ async def _shared(request: web.Request, handler: object) -> web.StreamResponse:
     finally:
         service.metrics.responded(status)
         milliseconds = 1000 * (time.perf_counter() - call.started)
-        fields = {"method": request.method, "path": request.path, "status": status, "ms": round(milliseconds, 1), "id": call.id}
+        fields = {
+            "method": request.method,
+            "path": request.rel_url.raw_path,
+            "status": status,
+            "ms": round(milliseconds, 1),
+            "id": call.id,
+        }
         level = logging.DEBUG if request.path in OPEN_PATHS and status == 200 else logging.INFO
         access_log.log(level, "%(method)s %(path)s %(status)s %(ms)s ms %(id)s", fields, extra={"fields": fields})
 

@@ -12,6 +12,7 @@ from rocm_infer.engine.client import RequestStream
 from rocm_infer.engine.messages import AddRequest, RequestOutput
 from rocm_infer.server.call import Call
 from rocm_infer.server.errors import from_engine, internal_error
+from rocm_infer.server.request_log import log_request
 from rocm_infer.text.outputs import Output
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Generation:
         self._names = [call.id]
         self._first_token: list[float] = []
         self._last_token: list[float] = []
+        self._queue_seconds: list[float] = []
         self.outputs: list[Output] = []
         service.register(call.id, self)
 
@@ -43,6 +45,7 @@ class Generation:
         self.outputs.append(Output(self._service.tokenizer, request.params))
         self._first_token.append(0.0)
         self._last_token.append(0.0)
+        self._queue_seconds.append(0.0)
         if request.params.max_tokens is not None:
             self._service.metrics.max_tokens.observe(request.params.max_tokens)
 
@@ -75,6 +78,9 @@ class Generation:
                 self._service.metrics.finished("abort")
                 output.finish_reason = "abort"
             stream.close()
+        if self._names:
+            level = self._service.config.log_requests
+            log_request(level, self._service.tokenizer, self._call, self._requests, self.outputs)
         for name in self._names:
             self._service.unregister(name, self)
         self._names = []
@@ -98,6 +104,8 @@ class Generation:
             if output.done:
                 self._ended(index, step)
                 running -= 1
+            if not running:
+                self._service.metrics.longest_output.observe(max(len(output.token_ids) for output in self.outputs))
             yield index, text
             if not running:
                 return
@@ -130,7 +138,10 @@ class Generation:
             metrics.between_tokens.observe((now - last) / len(step.token_ids))
         else:
             self._first_token[index] = now
+            queued = self._queue_seconds[index] = step.queue_seconds or 0.0
             metrics.first_token.observe(now - self._call.started)
+            metrics.queue_time.observe(queued)
+            metrics.prefill_time.observe(max(0.0, now - self._call.started - queued))
         self._last_token[index] = now
 
     def _ended(self, index: int, step: RequestOutput) -> None:
@@ -141,5 +152,7 @@ class Generation:
         metrics.prompt_tokens.inc(output.num_prompt)
         metrics.prompt_len.observe(output.num_prompt)
         metrics.output_len.observe(len(output.token_ids))
-        metrics.end_to_end.observe(time.perf_counter() - self._call.started)
+        seconds = time.perf_counter() - self._call.started
+        metrics.end_to_end.observe(seconds)
+        metrics.inference_time.observe(max(0.0, seconds - self._queue_seconds[index]))
         metrics.decode_time.observe(self._last_token[index] - self._first_token[index])

@@ -66,6 +66,7 @@ def run_server(
             worker,
             on_death=on_death,
             log_level=server.log_level,
+            log_format=server.log_format,
             capsule_dir=_capsule_folder(server),
             capsule_token_ids=server.capsule_token_ids,
         )

@@ -76,7 +76,7 @@ class Service:
         self.tokenizer = files.tokenizer
         self.client = client
         self.names: tuple[str, ...] = server.served_model_name or (engine.model,)
-        self.metrics = Metrics(self.names[0])
+        self.metrics = Metrics(self.names[0], server.metrics_compat)
         self.phase: Phase = "starting"
         self.reason = "the model is being loaded"
         self.created = int(time.time())
@@ -218,7 +218,7 @@ class Service:
 
     async def refresh_metrics(self) -> None:
         """Asks the engine for its statistics, as far as it answers in time."""
-        info = self.client.info
+        info, size, total = self.client.info, 0, 0
         if info:
             size, total = int(info.get("page_size", 0)), int(info.get("max_total_tokens", 0))
             geometry = {
@@ -230,6 +230,8 @@ class Service:
             self.metrics.engine.info = {name: str(value) for name, value in geometry.items()}
         if self.client.state == "ready":
             try:
-                self.metrics.engine.values = await asyncio.wait_for(self.client.stats(), 2.0)
+                values = await asyncio.wait_for(self.client.stats(), 2.0)
             except (TimeoutError, asyncio.TimeoutError, RuntimeError):
                 log.debug("no engine statistics")
+            else:
+                self.metrics.engine.update({**values, "page_size": size, "max_total_tokens": total})

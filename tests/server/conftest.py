@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from rocm_infer.logs import OTHERS
 from tests.text.toys import byte_level, write_folder
 
 
@@ -57,7 +58,8 @@ def _weights(vocab_size: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(autouse=True)
 def loggers_as_they_were() -> Iterator[None]:
-    logger = logging.getLogger("rocm_infer")
-    before = logger.handlers[:], logger.level, logger.propagate
+    loggers = [logging.getLogger(name) for name in ("rocm_infer", *OTHERS)]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
-    logger.handlers[:], logger.level, logger.propagate = before
+    for logger, state in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.level, logger.propagate = state

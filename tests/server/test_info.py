@@ -87,7 +87,7 @@ def test_model_and_server_info() -> None:
         for path in ("/server_info", "/get_server_info"):
             _, body = await server.get(path)
             assert (body["port"], body["max_running_requests"]) == (30000, 8)
-            assert body["internal_states"] == [await server.engine.stats()]
+            assert (await server.engine.stats()).items() <= body["internal_states"][0].items()
             assert body["engine"]["context_length"] == CONTEXT
 
     run(scenario)
