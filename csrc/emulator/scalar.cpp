@@ -101,6 +101,7 @@ u64 vcc(const Wave& w) { return w.s[kVcc] | u64(w.s[kVcc + 1]) << 32; }
 void nothing(Wave&, const Instruction&) {}
 void endpgm(Wave& w, const Instruction&) { w.done = true, w.running = false; }
 void barrier(Wave& w, const Instruction&) { w.at_barrier = true, w.running = false; }
+void sleep(Wave& w, const Instruction&) { w.running = false; }  // it waits for somebody: their turn
 void trap(Wave& w, const Instruction& in) { fail(w, in, "the kernel executed s_trap (an assertion or unreachable code)"); }
 
 // Code lives at address 0: a symbol's pc-relative distance is then its address (see decoder.py).
@@ -275,9 +276,10 @@ void add_scalar(Table& t) {
   t.add("s_cbranch_execz", cbranch([](const Wave& w) { return w.exec() == 0; }));
   t.add("s_cbranch_execnz", cbranch([](const Wave& w) { return w.exec() != 0; }));
   t.add("s_barrier", {barrier, Class::Control, 0, {}});
+  t.add("s_sleep", {sleep, Class::Control, 0, {}});
   t.add("s_endpgm", {endpgm, Class::Control, 0, {}});
   t.add("s_trap", {trap, Class::Control, 0, {0}});
-  for (const char* name : {"s_nop", "s_waitcnt", "s_sleep", "s_setprio", "s_inst_prefetch", "s_icache_inv",
+  for (const char* name : {"s_nop", "s_waitcnt", "s_setprio", "s_inst_prefetch", "s_icache_inv",
                            "s_dcache_inv", "s_dcache_wb", "s_dcache_inv_vol", "s_sched_barrier"})
     t.add(name, {nothing, Class::Control, 0, {}});
   t.add("s_setreg_imm32_b32", {setreg, Class::Control, 0, {0, 1}});
