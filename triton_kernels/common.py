@@ -138,8 +138,15 @@ def tile_of(pid, num_m, num_n, NUM_XCDS: tl.constexpr, GROUP_M: tl.constexpr):
     group = pid // (GROUP_M * num_n)
     first_m = group * GROUP_M
     rows = tl.minimum(num_m - first_m, GROUP_M)
-    within = pid - group * GROUP_M * num_n
-    return first_m + within % rows, within // rows
+    place = pid % (GROUP_M * num_n)
+    return first_m + place % rows, place // rows
+
+
+@triton.jit
+def within(BLOCK: tl.constexpr, left):
+    """0 .. BLOCK - 1 as rows of a tile of which only `left` exist; the others stand for row 0."""
+    place = tl.arange(0, BLOCK)
+    return tl.where(place < left, place, 0)
 
 
 def split_plan(arch: Arch, num_columns: int, depth: int, block_k: int) -> tuple[int, int]:

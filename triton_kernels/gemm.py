@@ -12,7 +12,7 @@ import triton.language as tl
 from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
 from rocm_infer.triton_kernels._paged import dot
-from rocm_infer.triton_kernels.common import add_splits, check_tile, options, split_plan, stages, tile_of, tiles, waves
+from rocm_infer.triton_kernels.common import add_splits, check_tile, options, split_plan, stages, tile_of, tiles, waves, within
 
 
 @triton.jit
@@ -49,9 +49,9 @@ def gemm_kernel(
     tl.assume(weight_stride >= 0)
     tile_m, tile_n = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), NUM_XCDS, GROUP_M)
     first_row, first_column = tile_m * BLOCK_M, tile_n * BLOCK_N
-    # Rows and columns beyond the edge repeat the last one; they are computed and not stored.
-    row_in_tile = tl.minimum(tl.arange(0, BLOCK_M), M - 1 - first_row)
-    column_in_tile = tl.minimum(tl.arange(0, BLOCK_N), N - 1 - first_column)
+    # Rows and columns beyond the edge repeat the first one; they are computed and not stored.
+    row_in_tile = within(BLOCK_M, M - first_row)
+    column_in_tile = within(BLOCK_N, N - first_column)
     k_in_tile = tl.arange(0, BLOCK_K)
     x_tile_ptr = x_ptr + first_row.to(tl.int64) * x_stride
     weight_tile_ptr = weight_ptr + first_column.to(tl.int64) * weight_stride

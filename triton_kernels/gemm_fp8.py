@@ -23,6 +23,7 @@ from rocm_infer.triton_kernels.common import (
     tile_of,
     tiles,
     waves,
+    within,
 )
 
 
@@ -67,9 +68,9 @@ def gemm_fp8_kernel(
     tl.assume(b_stride >= 0)
     tile_m, tile_n = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), NUM_XCDS, GROUP_M)
     first_row, first_column = tile_m * BLOCK_M, tile_n * BLOCK_N
-    # Rows and columns beyond the edge repeat the last one; they are computed and not stored.
-    row_in_tile = tl.minimum(tl.arange(0, BLOCK_M), M - 1 - first_row)
-    column_in_tile = tl.minimum(tl.arange(0, BLOCK_N), N - 1 - first_column)
+    # Rows and columns beyond the edge repeat the first one; they are computed and not stored.
+    row_in_tile = within(BLOCK_M, M - first_row)
+    column_in_tile = within(BLOCK_N, N - first_column)
     k_in_tile = tl.arange(0, BLOCK_K)
     a_tile_ptr = a_ptr + first_row.to(tl.int64) * a_stride
     b_tile_ptr = b_ptr + first_column.to(tl.int64) * b_stride

@@ -72,7 +72,7 @@ def place_kernel(
     experts = tl.arange(0, BLOCK_E)
     counts = tl.load(counts_ptr + experts, mask=experts <= NUM_EXPERTS, other=0)
     blocks = (counts + BLOCK - 1) // BLOCK
-    first_block = tl.sum(tl.where(experts < expert, blocks, 0), 0)
+    first_block = tl.sum(tl.where(experts < expert, blocks, 0), 0).to(tl.int64)
     own_blocks = tl.sum(tl.where(experts == expert, blocks, 0), 0)
     position = first_block * BLOCK
     lane = tl.arange(0, TILE)

@@ -12,7 +12,7 @@ import triton.language as tl
 from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
 from rocm_infer.triton_kernels._paged import FP8_BIASES, as_bytes, dot
-from rocm_infer.triton_kernels.common import check_tile, fp8_args, matrix_operand, options, silu, stages, tile_of, waves
+from rocm_infer.triton_kernels.common import check_tile, fp8_args, matrix_operand, options, silu, stages, tile_of, waves, within
 
 BLOCKS = (16, 32, 64, 128)
 
@@ -90,9 +90,9 @@ def moe_gemm_kernel(
         tl.store(y_ptrs, tl.zeros([BLOCK_M, BLOCK_N], y_ptr.dtype.element_ty), mask=inside)
         return
 
-    # Padding repeats row 0, columns beyond the edge repeat the last one; both are computed and not stored.
+    # Padding repeats row 0, columns beyond the edge repeat the first one; both are computed and not stored.
     rows = tl.where(is_slot, slots // SLOTS_PER_ROW, 0).to(tl.int64)
-    column_in_tile = tl.minimum(tl.arange(0, BLOCK_N), WIDTH - 1 - tile_n * BLOCK_N)
+    column_in_tile = within(BLOCK_N, WIDTH - tile_n * BLOCK_N)
     k_in_tile = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + rows[:, None] * x_stride + k_in_tile[None, :]
     w_offsets = column_in_tile[None, :] * w_stride + k_in_tile[:, None]
