@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +85,7 @@ def label(variant: Variant) -> str:
     return f"{variant.name} " + ",".join(f"{name}={size}" for name, size in variant.dims.items())
 
 
-def summary(launches: list[LaunchRecord], variant: Variant, arch: archs.Arch) -> dict[str, float]:
+def summary(launches: Sequence[LaunchRecord], variant: Variant, arch: archs.Arch) -> dict[str, float]:
     """Counters of one op call. See docs/emulator.md for what each figure means and does not mean."""
     cost = variant.cost()
     total: dict[str, float] = {key: sum(record.counters[key] for record in launches) for key in SUMMED}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from rocm_infer.emulator.build import core
 
 LDS_BYTES = {"gfx942": 64 * 1024, "gfx950": 160 * 1024}
 _MAX_THREADS = 1024
+_KEPT_LAUNCHES = 100_000  # a server makes them without end
 _POISONS = (0x7FC5A5A5, 0x5A3C3C5A)  # NaN as f32; every byte differs between the two
 
 
@@ -154,7 +156,7 @@ class Device:
         self.trace = trace
         self.break_at = break_at
         self.trace_lines: list[str] = []
-        self.launches: list[LaunchRecord] = []
+        self.launches: deque[LaunchRecord] = deque(maxlen=_KEPT_LAUNCHES)
         self._watch: Watch | None = None
 
     def load(self, code_object: bytes, assembly: str, name: str) -> LoadedKernel:

@@ -40,10 +40,10 @@ def emulated_device(
             settings.emulator, role.plays = before
 
 
-def start(setting: str) -> Device:
+def start(setting: str, *, hip: bool) -> Device:
     """The device of an engine setting such as "emulated:gfx942", for the rest of the process.
 
-    Compiles what is missing: the emulator, and the HIP kernels for that architecture. Raises ValueError for another name, or when
+    Compiles what is missing: the emulator, and if `hip` kernels will be used, their machine code for that architecture. Raises ValueError for another name, or when
     this process emulates another architecture already; BuildError and RuntimeError in the words of a compiler.
     """
     name = setting.removeprefix("emulated:")
@@ -60,7 +60,8 @@ def start(setting: str) -> Device:
     build.core()
     device = Device(name, checks=FAST)
     driver = HipDriver(device)
-    driver.prepare()
+    if hip:
+        driver.prepare()
     activate(device)
     _library.host_settings.emulator, archs.cpu_role.plays = driver, archs.of(name)
     logger.info("emulated %s: ready; kernels run as machine code, everything else on the CPU", name)

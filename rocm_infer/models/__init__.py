@@ -83,7 +83,7 @@ def load_model(settings: EngineConfig, *, progress: bool | None = None) -> Decod
             "tensor_parallel_size",
             f"tensor_parallel_size: expected 1 (more is not built yet), got {settings.tensor_parallel_size}",
         )
-    device = _device(settings.device)
+    device = _device(settings)
     dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
     ops = Ops(settings.kernel_backend)
     family = FAMILIES[config.architecture]
@@ -106,14 +106,14 @@ def load_model(settings: EngineConfig, *, progress: bool | None = None) -> Decod
         return family.build(Builder(config, checkpoint, ops, device=device, dtype=dtype, packed=packed), max_len)
 
 
-def _device(setting: str) -> torch.device:
+def _device(settings: EngineConfig) -> torch.device:
     """Where the tensors lie; an emulated device is made ready first. Raises ConfigError."""
-    if not setting.startswith("emulated:"):
-        return resolve_device(setting)
+    if not settings.device.startswith("emulated:"):
+        return resolve_device(settings.device)
     from rocm_infer.emulator.session import start
 
     try:
-        start(setting)
+        start(settings.device, hip=settings.kernel_backend in ("auto", "hip"))
     except (ValueError, RuntimeError) as error:
         raise ConfigError("device", str(error)) from error
     return torch.device("cpu")
