@@ -165,7 +165,7 @@ def _describe(request: AddRequest, output_ids: Sequence[int], has_ended: bool, w
         has_salt=bool(request.salt),
         params=request.params
         if with_token_ids
-        else dataclasses.replace(request.params, stop=(), stop_token_ids=(), logit_bias=()),
+        else dataclasses.replace(request.params, stop=(), stop_token_ids=(), logit_bias=(), grammar=None),
         has_ended=has_ended,
         prompt_ids=request.prompt_ids if with_token_ids else None,
         output_ids=list(output_ids) if with_token_ids else None,

@@ -40,6 +40,7 @@ from rocm_infer.engine.messages import (
     Profiled,
     Ready,
     RequestOutput,
+    SetVocabulary,
     Shutdown,
     StartProfile,
     Stats,
@@ -128,6 +129,7 @@ class EngineClient:
         self.state: ClientState = "new"
         self.info: dict[str, Any] = {}  # Engine.info, once ready
         self.failure: str | None = None  # why the worker is dead
+        self.has_vocabulary = False  # whether the worker has what grammars need
         self.capsule: Path | None = None  # what the last dead worker left
         self._on_death = on_death
         self._command = (*command, "--log-level", log_level, "--log-format", log_format)
@@ -146,6 +148,7 @@ class EngineClient:
         if self.state not in ("new", "dead"):
             raise EngineDied(f"the engine cannot be started when it is {self.state}")
         self.state, self.failure, self._fatal = "starting", None, None
+        self.has_vocabulary = False
         self._folder = tempfile.mkdtemp(prefix="rocm-infer-")
         address = f"ipc://{self._folder}/engine"
         if len(os.fsencode(address)) > MAX_SOCKET_PATH:
@@ -195,6 +198,12 @@ class EngineClient:
                 self._history.add(request)
             self._send(request)
         return stream
+
+    def set_vocabulary(self, tokens: list[bytes]) -> None:
+        """Tell the worker the bytes of each token (empty: no text); requests with a grammar need it."""
+        if self.state == "ready":
+            self._send(SetVocabulary(tokens))
+            self.has_vocabulary = True
 
     def abort(self, rid: str) -> None:
         """Abort a request; its stream ends with finish_reason "abort". An unknown rid is ignored."""

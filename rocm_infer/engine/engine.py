@@ -8,6 +8,7 @@ import os
 import time
 from bisect import bisect_left
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ import torch
 from rocm_infer import arch as archs
 from rocm_infer.config import ConfigError, EngineConfig
 from rocm_infer.engine.batch import BatchBuilder, ScoredRows
+from rocm_infer.engine.grammar import GrammarError, Grammars
 from rocm_infer.engine.kv_cache import KVCache
 from rocm_infer.engine.memory import MemoryPlan, available_bytes, plan_memory
-from rocm_infer.engine.messages import STEP_TOKENS, AddRequest, RequestOutput, TokenLogprob
+from rocm_infer.engine.messages import STEP_TOKENS, AddRequest, ErrorInfo, FinishReason, RequestOutput, TokenLogprob
 from rocm_infer.engine.recorder import Recorder
 from rocm_infer.engine.request import Request, RequestRefused, Status
 from rocm_infer.engine.runner import Model, Runner
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Prompt positions whose logits are held at once while prompt log-probabilities are computed.
 SCORED_ROWS = 64
+# Seconds that a step without other work waits for a grammar.
+GRAMMAR_WAIT = 0.01
 
 
 class Engine:
@@ -70,6 +74,8 @@ class Engine:
         )
         self.builder = BatchBuilder(config.max_running_requests, self.context_length, config.page_size, device)
         self.sampler = Sampler(sample or _sample_op(config), self.model.config.vocab_size, device)
+        self.grammars = Grammars(self.model.config.vocab_size, self.model.config.eos_ids)
+        self.compiling: dict[str, tuple[Request, Future[Any]]] = {}  # requests that wait for their grammar
         self.num_arrivals = 0
         self.steps_by_tokens = [0] * (len(STEP_TOKENS) + 1)
         self.pending: list[RequestOutput] = []
@@ -80,13 +86,20 @@ class Engine:
         self._check_tokens(request)
         made = self.make_request(request, self.num_arrivals)
         made.queued_at = time.perf_counter()
-        self.scheduler.add(made)
+        if made.params.grammar is None and made.rid not in self.compiling:
+            self.scheduler.add(made)
+        else:
+            self._compile_grammar(made)
         self.num_arrivals += 1
+
+    def set_vocabulary(self, tokens: list[bytes]) -> None:
+        """The bytes of each token, empty for those that stand for no text; needed before the first request with a grammar."""
+        self.grammars.vocabulary = tokens
 
     def make_request(self, request: AddRequest, arrival: int) -> Request:
         """The engine's own record of a request. Raises RequestRefused if it does not fit the context."""
         params = request.params
-        eos = () if params.ignore_eos else self.model.config.eos_ids
+        eos = () if params.ignore_eos and params.grammar is None else self.model.config.eos_ids
         return Request(
             rid=request.rid,
             tokens=list(request.prompt_ids),
@@ -102,14 +115,18 @@ class Engine:
 
     def abort(self, rid: str) -> None:
         """End a request in any state; its last output (finish_reason "abort") comes from the next `step`."""
-        request = self.scheduler.abort(rid)
-        if request is not None:
-            self.pending.append(self._output(request, [], None))
+        if rid in self.compiling:
+            request, _ = self.compiling.pop(rid)
+            self.pending.append(self._drop(request, "abort"))
+            return
+        aborted = self.scheduler.abort(rid)
+        if aborted is not None:
+            self.pending.append(self._output(aborted, [], None))
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do or to report."""
-        return bool(self.scheduler.requests or self.pending)
+        return bool(self.scheduler.requests or self.pending or self.compiling)
 
     def step(self) -> list[RequestOutput]:
         """One forward pass: what it produced, at most one output per request. May be empty (prompt chunks, nothing to do).
@@ -118,6 +135,8 @@ class Engine:
         that leaves the device unusable or the books damaged (AssertionError): then the engine is lost.
         """
         outputs, self.pending = self.pending, []
+        if self.compiling:
+            outputs += self._admit_compiled(wait_for_one=not (outputs or self.scheduler.requests))
         step = self.scheduler.schedule()
         if step is not None:
             self._measure(step)
@@ -147,13 +166,14 @@ class Engine:
     def run(self, step: Step) -> Sampled:
         """The forward pass of a step and the tokens it gives, without any bookkeeping; for `step`, and to repeat a step."""
         batch = self.builder.build(step)
+        masks = self.grammars.begin(batch.requests)
         hidden = self.runner.forward(batch)
         for scored in batch.scored:
             self._score(hidden, scored)
         if not batch.requests:
             return Sampled([], None)
         logits = self.runner.logits(hidden[batch.logits_index])
-        return self.sampler.sample(logits, batch.requests)
+        return self.sampler.sample(logits, batch.requests, masks)
 
     def flush(self) -> int:
         """Drop cached prefixes that no running request uses; returns the number of pages freed."""
@@ -176,7 +196,7 @@ class Engine:
         bounds = (*STEP_TOKENS, "inf")
         return {
             "num_running": self.scheduler.num_running,
-            "num_waiting": self.scheduler.num_waiting,
+            "num_waiting": self.scheduler.num_waiting + len(self.compiling),
             "num_pages": num_pages,
             "num_pages_free": num_free,
             "num_pages_cached": num_cached,
@@ -202,6 +222,50 @@ class Engine:
                     raise RequestRefused(
                         "invalid_value", f"{param}: token ids must be 0 to {vocab_size - 1}, got {token}", param
                     )
+
+    def _compile_grammar(self, request: Request) -> None:
+        """Start compiling; the request is queued once that is done. Raises RequestRefused."""
+        grammar = request.params.grammar
+        if request.rid in self.compiling or request.rid in self.scheduler.requests or grammar is None:
+            raise RequestRefused("duplicate_request_id", f"request id {request.rid!r} is in use; choose another", "rid")
+        if self.scheduler.num_waiting + len(self.compiling) >= self.scheduler.max_waiting:
+            message = f"{self.scheduler.max_waiting} requests are waiting, the most allowed; try again later"
+            raise RequestRefused("queue_full", message)
+        if self.grammars.vocabulary is None or not self.model.config.eos_ids:
+            what = "an end-of-text token" if self.grammars.vocabulary is not None else "a vocabulary"
+            message = f"{grammar.param}: structured output needs {what}, which this engine was not given"
+            raise RequestRefused("invalid_value", message, grammar.param)
+        self.compiling[request.rid] = request, self.grammars.compile(grammar.text)
+
+    def _admit_compiled(self, wait_for_one: bool) -> list[RequestOutput]:
+        """Queue the requests whose grammar is ready; returns the end of those that have none."""
+        if wait_for_one:
+            wait([future for _, future in self.compiling.values()], GRAMMAR_WAIT, "FIRST_COMPLETED")
+        outputs = []
+        for rid, (request, future) in list(self.compiling.items()):
+            if not future.done():
+                continue
+            del self.compiling[rid]
+            try:
+                self.grammars.admit(request, future.result())
+                self.scheduler.add(request)
+            except RequestRefused as refusal:
+                request.error = refusal.info
+            except GrammarError as error:
+                param = request.params.grammar.param if request.params.grammar is not None else None
+                request.error = ErrorInfo("invalid_value", f"{param}: {error}", param)
+            except Exception as error:
+                logger.exception("request %s: its grammar could not be compiled", rid)
+                request.error = ErrorInfo("internal_error", f"its grammar could not be compiled: {error}")
+            if request.error is not None:
+                outputs.append(self._drop(request, "error"))
+        return outputs
+
+    def _drop(self, request: Request, reason: FinishReason) -> RequestOutput:
+        """End a request that was never queued."""
+        request.status, request.finish_reason = Status.FINISHED, reason
+        self.scheduler.counters[f"finished_{reason}"] += 1
+        return self._output(request, [], None)
 
     def _max_len(self, request: AddRequest) -> int:
         """Prompt plus output tokens of a request, within the context. Raises RequestRefused if it does not fit."""
@@ -273,6 +337,7 @@ class Engine:
         """The full form of an output; a request that ended is forgotten here."""
         if request.status is Status.FINISHED:
             self.sampler.release(request)
+            self.grammars.release(request)
         failed = request.error is not None
         completes_prompt = request.num_output == len(token_ids) and request.finish_reason != "abort"
         return RequestOutput(

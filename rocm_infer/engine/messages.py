@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the server process and the engine worker say to each other: msgspec structs, msgpack on the wire.
 
-Server -> worker: AddRequest, AbortRequest, FlushCache, GetStats, StartProfile, StopProfile, Shutdown.
+Server -> worker: AddRequest, AbortRequest, SetVocabulary, FlushCache, GetStats, StartProfile, StopProfile, Shutdown.
 Worker -> server: Ready, Outputs, CacheFlushed, Stats, Profiled, Fatal.
 
 A request always ends with exactly one `RequestOutput` whose `finish_reason` is set, whatever happens to it: refusals, failures
@@ -101,6 +101,12 @@ class AbortRequest(msgspec.Struct, tag=True):
     rid: str
 
 
+class SetVocabulary(msgspec.Struct, tag=True):
+    """The bytes of each token, empty for those that stand for no text; sent before the first request with a grammar."""
+
+    tokens: list[bytes]
+
+
 class FlushCache(msgspec.Struct, tag=True):
     """Forget all cached prefixes no running request uses. Answered by `CacheFlushed` with the same id."""
 
@@ -175,7 +181,7 @@ class Fatal(msgspec.Struct, tag=True):
     message: str
 
 
-ToWorker = AddRequest | AbortRequest | FlushCache | GetStats | StartProfile | StopProfile | Shutdown
+ToWorker = AddRequest | AbortRequest | SetVocabulary | FlushCache | GetStats | StartProfile | StopProfile | Shutdown
 FromWorker = Ready | Outputs | CacheFlushed | Stats | Profiled | Fatal
 
 # Bounds of the engine's histogram of tokens per step.

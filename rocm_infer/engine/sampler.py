@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From logits to tokens: gathers the requests' sampling parameters into tensors and calls the op `sample`.
 
-Rows are sampled in at most two groups: plain ones, and those whose logits are changed first (penalties, bias, min_tokens), since
-only these need tables as wide as the vocabulary. A group's tensors are built when the composition of the batch changes.
+Rows are sampled in at most two groups: plain ones, and those whose logits are changed first (penalties, bias, min_tokens, grammar),
+since only these need tables as wide as the vocabulary. A group's tensors are built when the composition of the batch changes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rocm_infer.config import SamplingParams
+from rocm_infer.engine.grammar import Masks
 from rocm_infer.engine.messages import TokenLogprob
 from rocm_infer.engine.request import Request
 
@@ -35,6 +36,7 @@ class _Group:
     penalties: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None  # presence, frequency, repetition
     table_rows: torch.Tensor | None
     bias: torch.Tensor | None
+    is_masked: bool
     num_logprobs: int
 
 
@@ -51,15 +53,15 @@ class Sampler:
         self.tables = _PenaltyTables(vocab_size, device)
 
     @torch.inference_mode()
-    def sample(self, logits: torch.Tensor, requests: list[Request]) -> Sampled:
-        """One token per row of logits [n, V] f32, which belong to `requests`."""
+    def sample(self, logits: torch.Tensor, requests: list[Request], masks: Masks | None = None) -> Sampled:
+        """One token per row of logits [n, V] f32, which belong to `requests`; `masks` for those that have a grammar."""
         if self.num_steps_valid == 0 or requests != self.requests:
             self._compose(requests)
         self.num_steps_valid -= 1
         ids = [-1] * len(requests)
         logprobs: list[TokenLogprob | None] = [None] * len(requests)
         for group in self.groups:
-            found = self._sample_group(group, logits)
+            found = self._sample_group(group, logits, masks)
             for row, token in zip(group.rows, found[0].tolist()):
                 ids[row] = token
             if group.num_logprobs >= 0:
@@ -98,6 +100,7 @@ class Sampler:
             penalties=self._penalties(params) if is_penalised else None,
             table_rows=self._tensor([self.tables.row(request) for request in members], torch.int64) if is_penalised else None,
             bias=self._bias(members) if any(p.logit_bias or p.min_tokens for p in params) else None,
+            is_masked=any(p.grammar is not None for p in params),
             num_logprobs=max(-1 if p.logprobs is None else min(p.logprobs, self.vocab_size) for p in params),
         )
 
@@ -113,11 +116,11 @@ class Sampler:
         for row, request in enumerate(requests):
             for token, value in request.params.logit_bias:
                 bias[row, token] = value
-            if request.num_output < request.params.min_tokens:
+            if _must_go_on(request):
                 bias[row, list(request.stop_ids)] = -torch.inf
         return bias
 
-    def _sample_group(self, group: _Group, logits: torch.Tensor) -> Sequence[torch.Tensor]:
+    def _sample_group(self, group: _Group, logits: torch.Tensor, masks: Masks | None) -> Sequence[torch.Tensor]:
         counters = group.counters
         if counters is None:
             counters = self._tensor([request.num_output for request in group.requests], torch.int64)
@@ -131,7 +134,7 @@ class Sampler:
             *tables,
             *(group.penalties or (None, None, None)),
             group.bias,
-            None,
+            masks.of(group.requests, self.device) if group.is_masked and masks is not None else None,
             num_logprobs=group.num_logprobs,
         )
         if group.table_rows is not None:
@@ -169,7 +172,12 @@ def _is_penalised(params: SamplingParams) -> bool:
 
 def _is_shaped(request: Request) -> bool:
     params = request.params
-    return _is_penalised(params) or bool(params.logit_bias) or request.num_output < params.min_tokens
+    return _is_penalised(params) or bool(params.logit_bias) or params.grammar is not None or _must_go_on(request)
+
+
+def _must_go_on(request: Request) -> bool:
+    """Whether no token may end the output yet; with a grammar its mask sees to that."""
+    return request.params.grammar is None and request.num_output < request.params.min_tokens
 
 
 class _PenaltyTables:

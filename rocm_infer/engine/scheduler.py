@@ -297,7 +297,8 @@ class Scheduler:
             request.tokens.pop()
             request.error = ErrorInfo(
                 "nan_logits",
-                f"request {request.rid}: the model's logits are NaN or infinite, no token can be chosen; the request was ended",
+                f"request {request.rid}: the model's logits are NaN or infinite{_or_stuck(request)}, no token can be chosen; "
+                "the request was ended",
             )
             self._finish(request, "error")
         elif request.num_output and token in request.stop_ids:
@@ -338,3 +339,7 @@ class Scheduler:
         """Drop from the running lists what no longer runs."""
         self.prefilling = [request for request in self.prefilling if request.status is Status.RUNNING]
         self.decoding = [request for request in self.decoding if request.status is Status.RUNNING]
+
+
+def _or_stuck(request: Request) -> str:
+    return "" if request.params.grammar is None else ", or its grammar allows no token of this vocabulary here"

@@ -36,6 +36,7 @@ from rocm_infer.engine.messages import (
     Outputs,
     Ready,
     RequestOutput,
+    SetVocabulary,
     Shutdown,
     StartProfile,
     Stats,
@@ -95,6 +96,8 @@ class Worker:
             self._add(message)
         elif isinstance(message, AbortRequest):
             self.engine.abort(message.rid)
+        elif isinstance(message, SetVocabulary):
+            self.engine.set_vocabulary(message.tokens)
         elif isinstance(message, FlushCache):
             self._send(CacheFlushed(message.id, self.engine.flush()))
         elif isinstance(message, GetStats):
