@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator
 import msgspec
 from aiohttp import web
 
-from rocm_infer.server import info, native, openai, openapi, page, schema
-from rocm_infer.server.body import CALL, SERVICE
+from rocm_infer.server import info, messages, native, openai, openapi, page, profile, responses, schema
+from rocm_infer.server.body import CALL, SERVICE, json_response
 from rocm_infer.server.call import Call
-from rocm_infer.server.errors import ApiError, from_http, internal_error
+from rocm_infer.server.errors import ApiError, from_chat, from_http, internal_error
 from rocm_infer.server.openai import STREAMS
 from rocm_infer.server.openapi import Route
 from rocm_infer.server.service import Service
@@ -35,6 +35,9 @@ ROUTES = (
     Route("GET", "/", page.chat_page, "A chat page"),
     Route("POST", "/v1/chat/completions", openai.chat_completions, "Answer a conversation", schema.ChatRequest),
     Route("POST", "/v1/completions", openai.completions, "Continue text", schema.CompletionRequest),
+    Route("POST", "/v1/messages", messages.messages, "Answer a conversation, Anthropic's form", messages.MessagesRequest),
+    Route("POST", "/v1/messages/count_tokens", messages.count_tokens, "Count its tokens", messages.CountTokensRequest),
+    Route("POST", "/v1/responses", responses.responses, "Answer items, without stored state", responses.ResponsesRequest),
     Route("GET", "/v1/models", info.models, "The served models"),
     Route("GET", "/v1/models/{name:.+}", info.model, "One model"),
     Route("POST", "/tokenize", info.tokenize, "Text or messages to token ids", schema.TokenizeRequest),
@@ -46,6 +49,10 @@ ROUTES = (
     Route("GET", "/flush_cache", native.flush_cache, "Forget cached prefixes"),
     Route("POST", "/flush_cache", native.flush_cache, "Forget cached prefixes"),
     Route("POST", "/abort_request", native.abort_request, "Abort by request id", schema.AbortBody),
+    Route("GET", "/start_profile", profile.start_profile, "Trace the engine's steps"),
+    Route("POST", "/start_profile", profile.start_profile, "Trace the engine's steps", profile.ProfileBody, optional=True),
+    Route("GET", "/stop_profile", profile.stop_profile, "Write the trace"),
+    Route("POST", "/stop_profile", profile.stop_profile, "Write the trace"),
     Route("GET", "/health", info.health, "Ready, and the engine answers"),
     Route("GET", "/health_generate", info.health, "Same as /health"),
     Route("GET", "/ready", info.ready, "New work is accepted"),
@@ -94,15 +101,24 @@ def _request_id(request: web.Request) -> str:
 
 
 def _check_key(request: web.Request, keys: tuple[str, ...]) -> None:
-    """Compares against every key in constant time."""
+    """Compares against every key in constant time. Anthropic's clients send theirs as x-api-key."""
     if not keys or request.path in OPEN_PATHS:
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        given = request.headers.get("X-Api-Key", "")
     sent = given.strip().encode(errors="surrogateescape")
     matches = [hmac.compare_digest(sent, key.encode()) for key in keys]
-    if scheme.lower() != "bearer" or not any(matches):
+    if not any(matches):
         message = "Missing or wrong API key: send the header `Authorization: Bearer KEY`"
         raise ApiError(message, status=401, type="authentication_error", code="invalid_api_key")
+
+
+def _check_origin(request: web.Request) -> None:
+    """No web page of another origin may use this server: browsers say where a request comes from."""
+    if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site") and request.path != "/":
+        message = "Requests from web pages of other origins are refused; use a client outside the browser or the page at /"
+        raise ApiError(message, status=403, type="permission_error", code="cross_origin")
 
 
 @web.middleware
@@ -131,30 +147,35 @@ async def _shared(request: web.Request, handler: object) -> web.StreamResponse:
 
 async def _answer(request: web.Request, handler: object, service: Service, call: Call) -> web.StreamResponse:
     try:
+        _check_origin(request)
         _check_key(request, service.config.api_key)
         response: web.StreamResponse = await handler(request)  # type: ignore[operator]
         return response
     except ApiError as error:
-        return _error_response(error)
+        return _error_response(request, error)
     except ChatError as error:
-        return _error_response(ApiError(str(error), param=error.param, code=error.code))
+        return _error_response(request, from_chat(error))
     except web.HTTPException as error:
         allowed = ", ".join(sorted(getattr(error, "allowed_methods", ())))
         shown = from_http(error.status, request.method, request.path, allowed, service.config.max_body_size)
-        return _error_response(shown)
+        return _error_response(request, shown)
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:
         log.exception("request %s failed", call.id)
-        return _error_response(internal_error(call.id))
+        return _error_response(request, internal_error(call.id))
 
 
-def _error_response(error: ApiError) -> web.Response:
-    return web.Response(body=error.encode(), status=error.status, content_type="application/json", headers=error.headers())
+def _error_response(request: web.Request, error: ApiError) -> web.Response:
+    body = error.body()
+    if request.path.startswith("/v1/messages"):
+        body = messages.error_body(error, request[CALL].id)
+    return json_response(body, status=error.status, headers=error.headers())
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     call: Call | None = request.get(CALL)
     if call is not None:
         response.headers["x-request-id"] = call.id
+        response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["openai-processing-ms"] = str(round(1000 * (time.perf_counter() - call.started)))

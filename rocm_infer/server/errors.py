@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from rocm_infer.engine.messages import ErrorInfo
+from rocm_infer.text.chat import ChatError
 
 INVALID = "invalid_request_error"
 REFUSALS = ("context_length_exceeded", "invalid_value", "duplicate_request_id")
@@ -47,6 +51,25 @@ class ApiError(Exception):
 
 def bad_value(param: str | None, message: str) -> ApiError:
     return ApiError(message, param=param, code="invalid_value")
+
+
+@contextlib.contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors name the fields of the request that was translated: `names` are those of the translation and theirs."""
+    try:
+        yield
+    except (ApiError, ChatError) as caught:
+        error = from_chat(caught) if isinstance(caught, ChatError) else caught
+        known = re.match(r"\w*", error.param or "")
+        name = names.get(known[0]) if known and known[0] else None
+        if known and name:
+            error.param = name + str(error.param)[known.end() :]
+            error.message = error.message.replace(known[0], name, 1)
+        raise error from caught
+
+
+def from_chat(error: ChatError) -> ApiError:
+    return ApiError(str(error), param=error.param, code=error.code)
 
 
 def unsupported(param: str, message: str) -> ApiError:

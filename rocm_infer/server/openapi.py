@@ -33,13 +33,14 @@ ERROR = {
 
 @dataclass(frozen=True)
 class Route:
-    """One method of one path; `body` is the type of its JSON request body."""
+    """One method of one path; `body` is the type of its JSON request body, which may be absent where it is `optional`."""
 
     method: str
     path: str
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     summary: str
     body: type[msgspec.Struct] | None = None
+    optional: bool = False
 
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
@@ -75,5 +76,5 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": string} for name in names]
     if route.body is not None:
         reference = {"$ref": f"#/components/schemas/{route.body.__name__}"}
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": reference}}}
+        operation["requestBody"] = {"required": not route.optional, "content": {"application/json": {"schema": reference}}}
     return operation
