@@ -48,6 +48,7 @@ from rocm_infer.engine.messages import (
     ToWorker,
     decode_from_worker,
     encode,
+    merged,
 )
 from rocm_infer.engine.recorder import FILE_NAME, Recording
 
@@ -281,8 +282,9 @@ class EngineClient:
         try:
             while True:
                 self._handle(decode_from_worker(await self._socket.recv()))
-        except msgspec.DecodeError as error:
-            self._fatal = f"the engine sent an unreadable message: {error}"
+        except Exception as error:  # nobody else would notice that answers no longer arrive
+            logger.exception("a message of the engine could not be handled")
+            self._fatal = f"a message of the engine could not be handled: {type(error).__name__}: {error}"
             self._process.kill()
 
     def _handle(self, message: FromWorker) -> None:
