@@ -33,7 +33,7 @@ def count_thinking(pieces: Iterable[bytes], *, inside: bool) -> int:
     return count if inside else 0
 
 
-def _held_len(text: str, marker: str) -> int:
+def held_len(text: str, marker: str) -> int:
     """Length of the longest end of `text` that could become `marker`."""
     for length in range(min(len(text), len(marker) - 1), 0, -1):
         if marker.startswith(text[len(text) - length :]):
@@ -80,7 +80,7 @@ class ReasoningSplit:
     def _think(self) -> str:
         position = self._pending.find(CLOSING)
         if position < 0:
-            visible = len(self._pending) - _held_len(self._pending, CLOSING)
+            visible = len(self._pending) - held_len(self._pending, CLOSING)
             kept = self._pending[:visible].rstrip()  # blank space may turn out to stand before the marker
             return self._take(len(kept))
         thought = self._take(position).rstrip()
