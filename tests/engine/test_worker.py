@@ -145,6 +145,55 @@ def test_death_of_a_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fault_of_the_client_ends_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What cannot be handed over would otherwise leave everybody waiting for an answer that never comes."""
+    client = make_client(monkeypatch, tmp_path)
+
+    async def body() -> None:
+        await client.start()
+        fine = client.add(request("fine", [3], max_tokens=400, ignore_eos=True))
+        await anext(fine)
+        put = RequestStream.put
+
+        def broken(stream: RequestStream, output: RequestOutput) -> None:
+            if stream.rid == "odd" and output.error is None:
+                raise LookupError("no such thing")
+            put(stream, output)
+
+        monkeypatch.setattr(RequestStream, "put", broken)
+        for stream in (fine, client.add(request("odd", [4], max_tokens=400, ignore_eos=True))):
+            last = (await collect(stream))[-1]
+            assert last.error is not None
+            assert last.error.code == "engine_dead"
+            assert "LookupError: no such thing" in last.error.message
+        await client.shutdown()
+
+    run_async(body)
+
+
+def test_a_reader_that_falls_behind_finds_one_output() -> None:
+    """The outputs of several steps come as one, with everything that they held apart."""
+    first, second, third = TokenLogprob(3, -0.5), TokenLogprob(4, -0.25), TokenLogprob(5, -0.125)
+    outputs = [
+        RequestOutput("a", [3], num_prompt=2, num_cached=1, logprobs=[first], prompt_logprobs=[None, second]),
+        RequestOutput("a", [4], num_prompt=2, num_cached=1, logprobs=[second]),
+        RequestOutput("a", [5], "stop", 5, 2, 1, logprobs=[third]),
+    ]
+
+    async def body() -> None:
+        stream = RequestStream("a", lambda rid: None)
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        stream.put(RequestOutput("a", [2], num_prompt=2, num_cached=1))
+        assert (await waiting).token_ids == [2]
+        for output in outputs:
+            stream.put(output)
+        (found,) = await collect(stream)
+        assert found == RequestOutput("a", [3, 4, 5], "stop", 5, 2, 1, [first, second, third], [None, second])
+
+    run_async(body)
+
+
 def test_hung_step_ends_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     client = make_client(monkeypatch, tmp_path, step_timeout=0.4)
 
