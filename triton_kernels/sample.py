@@ -240,12 +240,12 @@ def draw(row_ptr, top, temperature, top_k, top_p, min_p, seed, counter, V: tl.co
     return token
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_top"])
 def sample_kernel(
     ids_ptr,  # [B] int64
     logprob_ptr,  # [B] fp32
-    top_ids_ptr,  # [B, NUM_LOGPROBS] int64, or None
-    top_logprobs_ptr,  # [B, NUM_LOGPROBS] fp32, or None
+    top_ids_ptr,  # [B, num_top] int64, or None
+    top_logprobs_ptr,  # [B, num_top] fp32, or None
     logits_ptr,  # [B, V]
     shaped_ptr,  # [B, V] fp32, or the logits again
     temperature_ptr,  # [B], as all that follow
@@ -256,9 +256,11 @@ def sample_kernel(
     counters_ptr,
     logits_stride,
     shaped_stride,
+    num_top,
     V: tl.constexpr,
     IS_SHAPED: tl.constexpr,
-    NUM_LOGPROBS: tl.constexpr,
+    HAS_LOGPROB: tl.constexpr,
+    HAS_TOP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Split: one program per row.
@@ -291,15 +293,16 @@ def sample_kernel(
         token = tl.where(drawn < V, drawn, token)
     tl.store(ids_ptr + row, tl.where(is_valid, token, -1).to(tl.int64))
     logprob = tl.full([], float("nan"), tl.float32)
-    if NUM_LOGPROBS >= 0:
+    if HAS_LOGPROB:
         total = raw_top + tl.log(sum_of_exponentials(raw_ptr, raw_top, V, BLOCK))
         chosen = tl.load(raw_ptr + tl.minimum(token, V - 1)).to(tl.float32)
         logprob = tl.where(is_valid, chosen - total, logprob)
-        last, last_id = tl.full([], float("inf"), tl.float32), tl.full([], -1, tl.int32)
-        for place in range(NUM_LOGPROBS):
-            last, last_id, _broken = next_best(raw_ptr, last, last_id, V, BLOCK)
-            tl.store(top_ids_ptr + row * NUM_LOGPROBS + place, tl.where(is_valid, last_id, -1).to(tl.int64))
-            tl.store(top_logprobs_ptr + row * NUM_LOGPROBS + place, tl.where(is_valid, last - total, float("nan")))
+        if HAS_TOP:
+            last, last_id = tl.full([], float("inf"), tl.float32), tl.full([], -1, tl.int32)
+            for place in range(num_top):
+                last, last_id, _broken = next_best(raw_ptr, last, last_id, V, BLOCK)
+                tl.store(top_ids_ptr + row * num_top + place, tl.where(is_valid, last_id, -1).to(tl.int64))
+                tl.store(top_logprobs_ptr + row * num_top + place, tl.where(is_valid, last - total, float("nan")))
     tl.store(logprob_ptr + row, logprob)
 
 
@@ -379,8 +382,10 @@ def launch(*tensors: torch.Tensor | None, num_logprobs: int) -> None:
         counters,
         logits.stride(0),
         source.stride(0),
+        max(num_logprobs, 0),
         V=vocab,
         IS_SHAPED=is_shaped,
-        NUM_LOGPROBS=num_logprobs,
+        HAS_LOGPROB=num_logprobs >= 0,
+        HAS_TOP=num_logprobs > 0,
         **chosen,
     )

@@ -58,9 +58,8 @@ def _run(op: Op[..., Any], *args: Any, **kwargs: Any) -> list[torch.Tensor] | No
 
 def _shapes(op: Op[..., Any], *args: Any, **kwargs: Any) -> list[torch.Tensor] | None:
     """Empty outputs of the right sizes, for tensors without data."""
-    call = op._check(op._bind(args, kwargs))
-    made = [op._output(spec, call) for spec in op.outputs if op._wanted(spec, call)]
-    return [torch.empty(size, dtype=dtype, device=call.device) for size, dtype in made] if op.outputs else None
+    made = op.empty_outputs(op._check(op._bind(args, kwargs)))
+    return made if op.outputs else None
 
 
 @functools.cache
