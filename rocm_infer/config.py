@@ -9,8 +9,11 @@ from typing import Any
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 KV_CACHE_DTYPES = ("auto", "fp8_e4m3")
-KERNEL_BACKENDS = ("auto", "reference", "cpu", "triton", "hip")
+KERNEL_BACKENDS = ("auto", "reference", "triton", "hip")
 EMBEDDED_MODEL = "tiny-deepseek"
+TOOL_CALL_PARSERS = (
+    *("auto", "hermes", "qwen3_coder", "llama3_json", "mistral", "mistral_args", "deepseek_v3", "deepseek_v31"),
+)
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 
@@ -52,6 +55,7 @@ class EngineConfig:
     kernel_backend: str = _flag(
         "auto", "kernels to use; an explicit one wins or refuses with its reason", choices=KERNEL_BACKENDS
     )
+    kernel_bundle: str | None = _flag(None, "folder of kernels compiled ahead by `rocm-infer compile`")
     load_format: str = _flag("safetensors", "'dummy' makes seeded random weights", choices=("safetensors", "dummy"))
     context_length: int | None = _flag(None, "longest prompt plus output, default: the model's")
     page_size: int = _flag(16, "tokens per KV page")
@@ -95,6 +99,9 @@ class ServerConfig:
     port: int = _flag(30000, "port to listen on")
     served_model_name: tuple[str, ...] = _flag((), "names clients may use, default: the model as given")
     chat_template: str | None = _flag(None, "jinja file instead of the checkpoint's template")
+    tool_call_parser: str = _flag(
+        "auto", "how the model writes tool calls, default: as its chat template tells", choices=TOOL_CALL_PARSERS
+    )
     generation_config: str = _flag("auto", "'none' ignores the checkpoint's generation_config.json", choices=("auto", "none"))
     api_key: tuple[str, ...] = _flag((), "accepted bearer tokens; none: no check")
     log_level: str = _flag("info", "verbosity", choices=("debug", "info", "warning", "error"))

@@ -197,6 +197,8 @@ class LLM:
                 yield AddRequest(str(next(self._ids)), job.ids, params), index, output
 
     def _add(self, request: AddRequest) -> None:
+        if request.params.grammar is not None and self.engine.grammars.vocabulary is None:
+            self.engine.set_vocabulary(self.tokenizer.vocabulary(self.engine.info["vocab_size"]))
         try:
             self.engine.add(request)
         except RequestRefused as refusal:

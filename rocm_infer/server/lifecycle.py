@@ -57,6 +57,7 @@ def run_server(
     files = load_model_files(path, server, tokenizer_path)
     if files.defaults:
         log.info("sampling defaults from generation_config.json: %s (--generation-config none ignores them)", files.defaults)
+    log.info("tool calls are read as %s writes them (--tool-call-parser chooses another way)", files.tool_format.name)
     if files.thinks:
         log.info("the chat template knows <think>: thinking is returned as reasoning_content")
     worker = dataclasses.replace(engine, model=str(path))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from rocm_infer.server.openai import STREAMS
 from rocm_infer.server.schema import AbortBody, NativeRequest, NativeSampling, native_params, parse
 from rocm_infer.server.service import Service
 from rocm_infer.server.sse import EventStream, event
+from rocm_infer.server.structured import plain_grammar, teach_vocabulary
 from rocm_infer.text.outputs import Output
 
 encode = msgspec.json.Encoder().encode
@@ -48,6 +50,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     if any(ask.params.n != count for ask in asks):
         raise bad_value("sampling_params.n", "sampling_params.n: expected the same n for every prompt of a request")
     prompts, params = [ask.ids for ask in asks], [ask.params for ask in asks]
+    await teach_vocabulary(service, [each.grammar for each in params])
     generation = service.generate(call, prompts, params, count, priority=body.priority)
     try:
         for ask in asks:
@@ -89,6 +92,7 @@ async def _asks(service: Service, call: Call, body: NativeRequest) -> tuple[list
             logprobs=top,
             prompt_logprobs=prompt_top,
         )
+        params = dataclasses.replace(params, grammar=plain_grammar(sampling, prefix="sampling_params."))
         service.check_length(len(ids), params.max_tokens, "sampling_params.max_new_tokens")
         rid = rids[index] if rids else body.rid if isinstance(body.rid, str) else f"{call.id}-{index}"
         asks.append(Ask(ids, rid, params, with_logprobs[index], starts[index], body.return_text_in_logprobs))

@@ -20,10 +20,11 @@ from rocm_infer.server.logprobs import prompt_logprobs
 from rocm_infer.server.schema import ChatRequest, CompletionRequest, OpenAIRequest, Prompt, params_of
 from rocm_infer.server.service import Service
 from rocm_infer.server.sse import EventStream, OpenStreams, event
+from rocm_infer.server.structured import Tools, chat_grammar, plain_grammar, teach_vocabulary, tools_of
 from rocm_infer.server.views import ChatView, CompletionView, Echo, Thinking, View
 from rocm_infer.text.chat import check_messages
 from rocm_infer.text.outputs import Output
-from rocm_infer.text.reasoning import begins_inside
+from rocm_infer.text.reasoning import CLOSING, OPENING, begins_inside
 
 STREAMS: web.AppKey[OpenStreams] = web.AppKey("streams", OpenStreams)
 encode = msgspec.json.Encoder().encode
@@ -73,6 +74,7 @@ async def start_chat(request: web.Request, body: ChatRequest) -> tuple[Generatio
     its choices are shown, and further fields of the (first) body."""
     service, call = request.app[SERVICE], call_of(request)
     model = service.check_model(body.model)
+    tools = tools_of(body, service.files.tool_format)
     ids, thinking = await chat_prompt(service, body)
     max_tokens, name = _chat_max_tokens(body)
     if body.top_logprobs is not None and not body.logprobs:
@@ -86,13 +88,23 @@ async def start_chat(request: web.Request, body: ChatRequest) -> tuple[Generatio
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         logprobs_name="top_logprobs",
     )
+    special = service.tokenizer.special_texts
+    params = dataclasses.replace(params, grammar=chat_grammar(body, tools, thinking, special))
+    if not set(_markers(tools, thinking)).isdisjoint(special):
+        params = dataclasses.replace(params, skip_special_tokens=False)
     _check_prompt_logprobs(body)
     service.check_length(len(ids), max_tokens, name if max_tokens else "messages")
+    await teach_vocabulary(service, [params.grammar])
     answer = Answer(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model, service.fingerprint, [ids], params.n)
     generation = service.generate(call, [ids], [params], params.n, priority=body.priority, salt=body.cache_salt)
-    view = ChatView(service.tokenizer, body, thinking)
+    view = ChatView(service.tokenizer, body, thinking, None if tools is None else (tools.form, tools.functions))
     extra: dict[str, Any] = {"prompt_token_ids": ids} if body.return_token_ids else {}
     return generation, answer, view, extra
+
+
+def _markers(tools: Tools | None, thinking: Thinking) -> tuple[str, ...]:
+    """What must not be hidden from those who read calls and thinking."""
+    return (*(tools.form.markers if tools else ()), *((OPENING, CLOSING) if thinking is not Thinking.NEVER else ()))
 
 
 async def chat_prompt(service: Service, body: Any) -> tuple[list[int], Thinking]:
@@ -103,6 +115,8 @@ async def chat_prompt(service: Service, body: Any) -> tuple[list[int], Thinking]
         variables["reasoning_effort"] = effort
         if effort == "none":
             variables["enable_thinking"] = False
+    if body.tools and getattr(body, "tool_choice", None) != "none":
+        variables["tools"] = body.tools
     messages = check_messages(body.messages)
     text = service.render(messages, body.add_generation_prompt, body.continue_final_message, variables)
     ids = await service.encode(text, add_special_tokens=False)
@@ -134,6 +148,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     prompts = await _echoes(service, body)
     count = _num_candidates(body)
     params = _completion_params(service, body, count)
+    await teach_vocabulary(service, [params.grammar])
     _check_prompt_logprobs(body)
     for prompt in prompts:
         service.check_length(len(prompt.ids), params.max_tokens, "max_tokens" if params.max_tokens else "prompt")
@@ -194,6 +209,7 @@ def _completion_params(service: Service, body: CompletionRequest, count: int) ->
         logprobs=0 if ranked and body.logprobs is None else body.logprobs,
         logprobs_name="logprobs",
     )
+    params = dataclasses.replace(params, grammar=plain_grammar(body))
     if body.echo and body.logprobs is not None:
         params = dataclasses.replace(params, prompt_logprobs=max(body.logprobs, body.prompt_logprobs or 0))
     return params
@@ -265,9 +281,9 @@ async def choices_of(generation: Generation, view: View) -> AsyncIterator[list[d
             shown[index] = 0
             opening = view.opening(index, output)
             choices = [opening] if opening else []
-        piece = view.piece(index, output, text, shown[index]) if text or output.done else None
-        if piece is not None:
-            choices.append(piece)
+        pieces = view.pieces(index, output, text, shown[index]) if text or output.done else []
+        if pieces:
+            choices += pieces
             shown[index] = len(output.token_ids)
         if output.done:
             choices.append(view.ending(index, output, shown[index]))

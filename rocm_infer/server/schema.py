@@ -25,10 +25,6 @@ IGNORED = frozenset(["user", "metadata", "store", "service_tier", "prompt_cache_
 
 # Known to OpenAI, vLLM or SGLang clients, not implemented here; the listed values ask for nothing and pass.
 NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -36,14 +32,6 @@ NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "prediction": (),
     "web_search_options": (),
     "suffix": ("",),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "regex": (),
-    "ebnf": (),
-    "json_schema": (),
     "stop_regex": ([], ""),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
@@ -70,7 +58,15 @@ class StreamOptions(Struct, kw_only=True, frozen=True):
     continuous_usage_stats: bool = False
 
 
-class Sampling(Struct, kw_only=True):
+class Constraints(Struct, kw_only=True):
+    """What an output must look like, in the spelling of SGLang. At most one may be given."""
+
+    json_schema: Any = None
+    regex: str | None = None
+    ebnf: str | None = None
+
+
+class Sampling(Constraints, kw_only=True):
     """Sampling fields that both OpenAI routes share; None means the model's default."""
 
     max_tokens: Count | None = None
@@ -104,6 +100,12 @@ class OpenAIRequest(Sampling, kw_only=True):
     cache_salt: str = ""
     request_id: str | None = None
     return_token_ids: bool = False
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
 
 class ChatRequest(OpenAIRequest, kw_only=True):
@@ -115,6 +117,9 @@ class ChatRequest(OpenAIRequest, kw_only=True):
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] = {}
     separate_reasoning: bool = True
+    tools: list[Any] = []
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
 
 
@@ -127,7 +132,7 @@ class CompletionRequest(OpenAIRequest, kw_only=True):
     add_special_tokens: bool = True
 
 
-class NativeSampling(Struct, kw_only=True):
+class NativeSampling(Constraints, kw_only=True):
     """`sampling_params` of /generate."""
 
     max_new_tokens: Count | None = 128
@@ -171,6 +176,7 @@ class TokenizeRequest(Struct, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] = {}
+    tools: list[Any] = []
     return_token_strs: bool = False
 
 

@@ -32,6 +32,7 @@ from rocm_infer.text.files import read_json, sampling_defaults
 from rocm_infer.text.outputs import fan_out
 from rocm_infer.text.reasoning import thinks
 from rocm_infer.text.tokenizer import Tokenizer
+from rocm_infer.text.tools import FORMATS, ToolFormat, format_of
 
 log = logging.getLogger("rocm_infer.server")
 
@@ -49,6 +50,7 @@ class ModelFiles:
     template: ChatTemplate | None
     defaults: Mapping[str, Any]
     hf_config: Mapping[str, Any]
+    tool_format: ToolFormat
 
     @property
     def thinks(self) -> bool:
@@ -63,7 +65,9 @@ def load_model_files(path: Path, server: ServerConfig, tokenizer_path: Path | No
     override = Path(server.chat_template) if server.chat_template else None
     template = ChatTemplate.load(where, tokenizer, override)
     defaults = {} if server.generation_config == "none" else sampling_defaults(path)
-    return ModelFiles(path, tokenizer, template, defaults, read_json(path / "config.json"))
+    source = "" if template is None else template.source
+    tools = format_of(source) if server.tool_call_parser == "auto" else FORMATS[server.tool_call_parser]
+    return ModelFiles(path, tokenizer, template, defaults, read_json(path / "config.json"), tools)
 
 
 class Service:

@@ -120,12 +120,22 @@ class ChatTemplate:
             )
         given = {**(variables or {}), "messages": list(messages), "add_generation_prompt": add_generation_prompt}
         try:
-            text = self._template.render(**{**self._special_tokens, **given})
+            text = self._render(given)
         except jinja2.TemplateError as error:
             raise ChatError(f"the model's chat template refuses these messages: {error}") from error
         except Exception as error:  # a template computes with request data: any exception of its expressions lands here
             raise ChatError(f"the model's chat template fails on these messages: {type(error).__name__}: {error}") from error
         return _cut_after(text, messages[-1]) if continue_final_message else text
+
+    def _render(self, given: dict[str, Any]) -> str:
+        """Calls have no content; a template that cannot do without gets an empty one."""
+        try:
+            return self._template.render(**{**self._special_tokens, **given})
+        except TypeError:
+            filled = [{**message, "content": message.get("content") or ""} for message in given["messages"]]
+            if filled == given["messages"]:
+                raise
+            return self._template.render(**{**self._special_tokens, **given, "messages": filled})
 
 
 def _cut_after(text: str, message: Message) -> str:

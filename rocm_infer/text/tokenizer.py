@@ -52,7 +52,8 @@ def _special_text(value: object) -> str | None:
 class Tokenizer:
     """Encodes and decodes for one model. Thread-safe; the heavy calls release the interpreter lock.
 
-    `special_tokens` maps bos_token, eos_token, ... to their text, for chat templates.
+    `special_tokens` maps bos_token, eos_token, ... to their text, for chat templates; `special_texts` the text of every special
+    token to its id.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
@@ -63,6 +64,7 @@ class Tokenizer:
         self.config = config
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self.special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
+        self.special_texts = {self.token(token_id): token_id for token_id in self.special_ids}
         named = {name: _special_text(value) for name, value in config.items() if name.endswith("_token")}
         self.special_tokens = {name: text for name, text in named.items() if text is not None}
         self.bos_id = self._id_of("bos_token")
@@ -100,6 +102,10 @@ class Tokenizer:
             return ""
         present = self._backend.encode("", add_special_tokens=True).ids[:1] == [self.bos_id]
         return "" if wanted == present else "add" if wanted else "drop"
+
+    def vocabulary(self, size: int) -> list[bytes]:
+        """The bytes of the tokens 0 to size - 1, empty for special ones and those that do not exist."""
+        return [b"" if token_id in self.special_ids else self.token_bytes(token_id) for token_id in range(size)]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text; with special tokens the beginning-of-text token as the checkpoint asks for it."""

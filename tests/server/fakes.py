@@ -140,6 +140,8 @@ class FakeClient:
         self._script = script or Script()
         self.state = "new"
         self.failure: str | None = None
+        self.has_vocabulary = False
+        self.vocabulary: list[bytes] = []
         self.info = {
             "model": MODEL,
             "context_length": CONTEXT,
@@ -173,6 +175,9 @@ class FakeClient:
         script = self._script(request) if callable(self._script) else self._script
         self.live[request.rid] = FakeStream(self, request, script)
         return self.live[request.rid]
+
+    def set_vocabulary(self, tokens: list[bytes]) -> None:
+        self.vocabulary, self.has_vocabulary = tokens, True
 
     def abort(self, rid: str) -> None:
         if rid in self.live:

@@ -32,6 +32,8 @@ def check_error(body: Any, code: str | None, param: str | None = None, type: str
         assert error["param"] == param, error
 
 
+BAD = {"type": "array", "uniqueItems": True}  # a schema that no grammar enforces
+NAMED = {"type": "function", "function": {"name": "g"}}
 BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": 2.5}, "invalid_value", "temperature"),
     ({"temperature": "hot"}, "invalid_value", "temperature"),
@@ -73,10 +75,26 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "unsupported_value", "messages[0].content[0]"),
     ({"messages": [{"role": "user", "content": "x" * CONTEXT}]}, "context_length_exceeded", "messages"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "invalid_value", "continue_final_message"),
-    ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
-    ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
-    ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
-    ({"guided_json": {}}, "unsupported_parameter", "guided_json"),
+    ({"tools": [{"type": "function"}]}, "invalid_value", "tools[0]"),
+    ({"tools": [{"type": "retrieval"}]}, "invalid_value", "tools[0]"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "invalid_value", "tools[0].function.name"),
+    ({"tools": [{"function": {"name": "f", "parameters": []}}]}, "invalid_value", "tools[0].function.parameters"),
+    ({"tools": [{"function": {"name": "f"}}] * 2}, "invalid_value", "tools"),
+    ({"tools": {}}, "invalid_value", "tools"),
+    ({"tools": [{"function": {"name": "f"}}], "tool_choice": "always"}, "invalid_value", "tool_choice"),
+    ({"tools": [{"function": {"name": "f"}}], "tool_choice": NAMED}, "invalid_value", "tool_choice"),
+    ({"tools": [{"function": {"name": "f", "parameters": BAD}}], "tool_choice": "required"}, "invalid_value", "tools"),
+    ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
+    ({"response_format": {"type": "xml"}}, "invalid_value", "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "invalid_value", "response_format"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": BAD}}}, "invalid_value", "response_format"),
+    ({"response_format": {"type": "json_object"}, "regex": "a"}, "invalid_value", "response_format"),
+    ({"guided_json": BAD}, "invalid_value", "guided_json"),
+    ({"guided_choice": []}, "invalid_value", "guided_choice"),
+    ({"structured_outputs": {"json": {}, "regex": "a"}}, "invalid_value", "structured_outputs"),
+    ({"regex": "(?=a)b"}, "invalid_value", "regex"),
+    ({"ebnf": ""}, "invalid_value", "ebnf"),
+    ({"json_schema": "{"}, "invalid_value", "json_schema"),
     ({"audio": {}}, "unsupported_parameter", "audio"),
 ]
 BAD_COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
@@ -109,7 +127,8 @@ BAD_NATIVE: list[tuple[dict[str, Any], str, str]] = [
     ({"sampling_params": {"min_new_tokens": 129}}, "invalid_value", "sampling_params.min_new_tokens"),
     ({"sampling_params": {"n": "x"}}, "invalid_value", "sampling_params.n"),
     ({"sampling_params": [{}, {}]}, "invalid_value", "sampling_params"),
-    ({"sampling_params": {"json_schema": "{}"}}, "unsupported_parameter", "sampling_params.json_schema"),
+    ({"sampling_params": {"json_schema": '{"not": {}}'}}, "invalid_value", "sampling_params.json_schema"),
+    ({"sampling_params": {"regex": "a", "ebnf": "b"}}, "invalid_value", "sampling_params.regex"),
     ({"rid": ["a", "b"]}, "invalid_value", "rid"),
     ({"return_logprob": True, "top_logprobs_num": 21}, "invalid_value", "top_logprobs_num"),
     ({"lora_path": "x"}, "unsupported_parameter", "lora_path"),
