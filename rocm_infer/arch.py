@@ -85,6 +85,11 @@ class CpuRole:
 cpu_role = CpuRole()
 
 
+def roles() -> tuple[Arch | None, Arch | None]:
+    """What the CPU and the meta device play now; what was planned for a device holds while these stay."""
+    return cpu_role.plays, _played.get()
+
+
 def of(name: str) -> Arch:
     """The record of an architecture by its name, such as "gfx942"."""
     if name not in ARCHS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rocm-infer serve | generate | chat | replay`. Flags are made from the fields of the configuration dataclasses."""
+"""`rocm-infer serve | generate | chat | compile | explain | replay`. Flags are made from the fields of the configuration dataclasses."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rocm-infer", description="LLM inference for AMD GPUs, and for any machine.")
     parser.add_argument("--version", action="version", version=f"rocm-infer {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="serve | generate | chat | replay")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="serve | generate | chat | compile | explain | replay"
+    )
 
     serve = commands.add_parser("serve", help="an OpenAI-compatible server", description="Serve a model over HTTP.")
     serve.add_argument("model_name", nargs="?", metavar="MODEL", help="same as --model")
@@ -90,6 +92,29 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields(chat, EngineConfig)
     chat.set_defaults(run=_chat)
 
+    compiler = commands.add_parser(
+        "compile",
+        help="compile a model's GPU kernels ahead, on any machine",
+        description="Compile the Triton kernels that serving a model with these settings will launch, for GPUs that need not be "
+        "here. Reads only config.json of the checkpoint.",
+    )
+    compiler.add_argument("--arch", required=True, metavar="GFX[,GFX]", help="architectures, such as gfx942,gfx950")
+    compiler.add_argument("--output", metavar="DIR", help="bundle for `serve --kernel-bundle`, default: Triton's cache here")
+    compiler.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that compile (default 1)")
+    _add_fields(compiler, EngineConfig)
+    compiler.set_defaults(run=_compile)
+
+    explain = commands.add_parser(
+        "explain",
+        help="which kernel serves which op, and why",
+        description="Without --model or --arch: the order in which calls here try kernels. With them: what serves the ops of a "
+        "model's steps on an architecture, and the reason.",
+    )
+    explain.add_argument("--markdown", action="store_true", help="the support table of README.md")
+    explain.add_argument("--arch", metavar="GFX[,GFX]", help="architectures, default: the GPU here, else all")
+    _add_fields(explain, EngineConfig)
+    explain.set_defaults(run=_explain_kernels)
+
     replay = commands.add_parser(
         "replay",
         help="repeat the last steps of an engine that crashed",
@@ -98,6 +123,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("capsule", metavar="CAPSULE", help="the file; the server's log names it")
     replay.set_defaults(run=_replay)
+
+    conform = commands.add_parser(
+        "conform",
+        help="check that a server keeps the HTTP contract",
+        description="Run the checks of the HTTP contract against any OpenAI-compatible server. Exit code 1 if one fails.",
+    )
+    conform.add_argument("--base-url", required=True, metavar="URL", help="the server, such as http://127.0.0.1:30000")
+    conform.add_argument("--model", metavar="NAME", help="the model to ask, default: the first of /v1/models")
+    conform.add_argument("--api-key", metavar="KEY", help="bearer token")
+    conform.add_argument("--only", default="*", metavar="PATTERN", help="checks to run, such as chat, stream.stop*, *.usage*")
+    conform.add_argument("--json", dest="json_path", type=Path, metavar="FILE", help="write the results there as well")
+    conform.set_defaults(run=_conform)
     return parser
 
 
@@ -264,6 +301,26 @@ def _replay(args: dict[str, Any]) -> int:
     from rocm_infer.tools.replay import replay
 
     return replay(Path(args["capsule"]), say=print)
+
+
+def _compile(args: dict[str, Any]) -> int:
+    from rocm_infer.tools.compile import main as compile_kernels
+
+    output = None if args["output"] is None else Path(args["output"])
+    return compile_kernels(EngineConfig(**_take(args, EngineConfig)), args["arch"].split(","), output, args["jobs"])
+
+
+def _explain_kernels(args: dict[str, Any]) -> int:
+    from rocm_infer.tools.explain import main as explain
+
+    settings = EngineConfig(**_take(args, EngineConfig)) if "model" in args or args["arch"] else None
+    return explain(settings, (args["arch"] or "").split(",") if args["arch"] else (), markdown=args["markdown"])
+
+
+def _conform(args: dict[str, Any]) -> int:
+    from rocm_infer.tools.conform import conform
+
+    return conform(args.pop("base_url"), say=print, **args)
 
 
 def _said() -> Iterator[str]:

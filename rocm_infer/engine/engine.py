@@ -9,6 +9,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from rocm_infer import arch as archs
 from rocm_infer.config import ConfigError, EngineConfig
 from rocm_infer.engine.batch import BatchBuilder, ScoredRows
+from rocm_infer.engine.compilations import compile_counter, install_bundle
 from rocm_infer.engine.grammar import GrammarError, Grammars
 from rocm_infer.engine.kv_cache import KVCache
 from rocm_infer.engine.memory import MemoryPlan, available_bytes, plan_memory
@@ -60,6 +62,10 @@ class Engine:
         self.config = config
         self.model = load_model(config) if model is None else model
         device, cache_dtype = self.model.device, _cache_dtype(config, self.model)
+        if config.kernel_bundle is not None:
+            install_bundle(Path(config.kernel_bundle), device)
+        self.compile_counter = compile_counter(device)
+        self.num_compiled_before = self.compile_counter.count if self.compile_counter else 0
         self.plan = _plan(config, self.model, cache_dtype)
         self.context_length = _context_length(config, self.model, self.plan)
         logger.info("memory plan\n%s", self.plan.table())
@@ -184,7 +190,7 @@ class Engine:
 
         Gauges: num_running, num_waiting, num_pages, num_pages_free, num_pages_cached (reusable, unused), num_pages_used,
         token_usage (share of pages in use). Counters since start: num_steps, prompt_tokens, cached_tokens, generated_tokens,
-        preemptions, finished_stop, finished_length, finished_abort, finished_error, step_tokens (computed in all steps), and
+        preemptions, finished_stop, finished_length, finished_abort, finished_error, jit_compiles (kernels), step_tokens (computed in all steps), and
         step_tokens_N for each N of STEP_TOKENS and inf (steps of more than the N before and at most N tokens).
         """
         num_pages, num_free, num_cached = self.cache.num_pages, len(self.cache.free_pages), len(self.cache.unlocked)
@@ -203,6 +209,7 @@ class Engine:
             "num_pages_used": num_used,
             "token_usage": num_used / num_pages,
             **{name: self.scheduler.counters[name] for name in counters.split()},
+            "jit_compiles": self.compile_counter.count - self.num_compiled_before if self.compile_counter else 0,
             **{f"step_tokens_{bound}": count for bound, count in zip(bounds, self.steps_by_tokens)},
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -85,15 +86,11 @@ def load_model(settings: EngineConfig, *, progress: bool | None = None) -> Decod
         )
     device = _device(settings)
     dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
+    check_backend(config, settings, device)
     ops = Ops(settings.kernel_backend)
     family = FAMILIES[config.architecture]
     max_len = max(settings.context_length or 0, config.max_len)
-    packed = (
-        not archs.runs_gpu_kernels(device)
-        and dtype == torch.bfloat16
-        and settings.kernel_backend in ("auto", "cpu")
-        and can_pack()
-    )
+    packed = not archs.runs_gpu_kernels(device) and dtype == torch.bfloat16 and settings.kernel_backend == "auto" and can_pack()
 
     inventory = Inventory()
     family.build(Builder(config, inventory, ops, device=torch.device("meta"), dtype=dtype, packed=False), 1)
@@ -104,6 +101,28 @@ def load_model(settings: EngineConfig, *, progress: bool | None = None) -> Decod
         checkpoint.check(inventory, (*family.skipped(config), *((r"lm_head\.weight",) if config.tied else ())))
         checkpoint.show_progress(len(inventory.asked), progress)
         return family.build(Builder(config, checkpoint, ops, device=device, dtype=dtype, packed=packed), max_len)
+
+
+def check_backend(config: ModelConfig, settings: EngineConfig, device: torch.device) -> None:
+    """Raises ConfigError with the reasons if the kernel backend that the settings insist on cannot serve the model."""
+    backend = settings.kernel_backend
+    if backend in ("auto", "reference"):
+        return
+    if backend == "triton" and not archs.runs_gpu_kernels(device) and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigError(
+            "kernel_backend",
+            "kernel_backend triton: Triton's kernels run on GPUs, got the CPU; use --device emulated:gfx942 to run them here",
+        )
+    from rocm_infer.models.dry_run import DryRun, StepSize
+
+    with archs.played_by_meta(archs.current(device)):
+        run = DryRun(config, settings)
+        for size in (StepSize(1, (), 1), StepSize(0, (2,), 1)):
+            run.step(size)
+        run.sample(1, num_logprobs=-1, is_penalised=False, has_bias=False, has_mask=False)
+    refused = [found.reason for found in run.served() if not found.backend]
+    if refused:
+        raise ConfigError("kernel_backend", f"kernel_backend {backend} cannot serve this model. {'; '.join(refused)}")
 
 
 def _device(settings: EngineConfig) -> torch.device:

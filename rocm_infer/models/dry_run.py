@@ -79,7 +79,6 @@ class DryOps(Ops):
         self.launches = launches
         self.found: dict[tuple[str, str, str], Served] = {}
         for name, op in registry().items():
-            op.forget_plans()  # they may be those of another architecture
             setattr(self, name, functools.partial(self._call, op))
 
     def _call(self, op: Op[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -140,6 +140,7 @@ class Op(Generic[P, R]):
         inputs: Callable[..., dict[str, Any]],
         cost: Callable[..., Cost],
         order: tuple[str, ...],
+        check: Callable[[Call], str | None] | None,
     ) -> None:
         self.fn = fn
         self.name = fn.__name__
@@ -147,6 +148,7 @@ class Op(Generic[P, R]):
         self.inputs = inputs
         self.cost = cost
         self.order = order
+        self.check = check
         given, produced = signature.split("->")
         self.tensors = _parse(given)
         self.outputs = _parse(produced.strip().removeprefix("()"))
@@ -171,10 +173,6 @@ class Op(Generic[P, R]):
         """(checked call, backend, reason) of a call, without running it. Raises what the call would raise when planned."""
         plan = self._plan(backend, self._bind(args, kwargs))
         return plan.call, plan.backend, plan.reason
-
-    def forget_plans(self) -> None:
-        """After a device has become another one."""
-        self._plans.clear()
 
     def empty_outputs(self, call: Call) -> list[torch.Tensor]:
         """Tensors for what the call returns."""
@@ -210,7 +208,7 @@ class Op(Generic[P, R]):
         tensors = [values[name] for name in self._tensor_names]
         key = (
             backend,
-            archs.cpu_role.plays,
+            archs.roles(),
             tuple([None if t is None else (t.shape, t.dtype, t.device) for t in tensors]),
             tuple([values[name] for name in self._scalar_names]),
         )
@@ -223,6 +221,9 @@ class Op(Generic[P, R]):
 
     def _make_plan(self, backend: str, values: Mapping[str, Any]) -> _Plan:
         call = self._check(values)
+        refusal = self.check(call) if self.check else None
+        if refusal is not None:
+            raise ValueError(f"{self.name}: {refusal}; signature: {self.signature}")
         chosen, module, reason = self._choose(backend, call)
         scratch = getattr(module, "scratch", None)
         return _Plan(
@@ -344,11 +345,15 @@ def op(
     inputs: Callable[..., dict[str, Any]],
     cost: Callable[..., Cost],
     order: tuple[str, ...] = GPU_ORDER,
+    check: Callable[[Call], str | None] | None = None,
 ) -> Callable[[Callable[P, R]], Op[P, R]]:
-    """Make a function the contract of an op. `inputs(dims, device=, seed=, ...)` makes arguments, `cost(dims, ...)` the floor."""
+    """Make a function the contract of an op. `inputs(dims, device=, seed=, ...)` makes arguments, `cost(dims, ...)` the floor.
+
+    `check(call)` says what is wrong with sizes and scalars beyond the signature, None if nothing: no backend needs to look again.
+    """
 
     def wrap(fn: Callable[P, R]) -> Op[P, R]:
-        return Op(fn, signature, inputs, cost, order)
+        return Op(fn, signature, inputs, cost, order, check)
 
     return wrap
 

@@ -101,6 +101,7 @@ ENGINE_COUNTERS = {
     "prompt_tokens": ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache"),
     "cached_tokens": ("prefix_cache_hits", "Prompt tokens found in the prefix cache"),
     "num_steps": ("engine_steps", "Forward passes"),
+    "jit_compiles": ("jit_compiles", "Kernels that Triton compiled at run time; `rocm-infer compile` does it ahead"),
 }
 
 

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rocm-infer explain`: which op has which kernels, and which one a call on this machine would get, with the reason."""
+"""`rocm-infer explain`: which op has which kernels, which one a model's calls would get on a GPU, and why."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import inspect
+from collections.abc import Sequence
 
+import torch
+
+from rocm_infer import arch as archs
+from rocm_infer.config import EngineConfig
+from rocm_infer.hub import resolve_model
+from rocm_infer.models import read_config
+from rocm_infer.models.dry_run import DryRun, StepSize, shard
 from rocm_infer.ops._op import CPU_ORDER, FOLDERS, Op, registry
 from rocm_infer.platform import has_gpu
 
@@ -45,13 +52,30 @@ def order_table() -> str:
     return f"tensors on the {place}: the first that accepts the call's sizes and types serves it\n" + "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="rocm-infer explain", description="which op has which kernels, and which serves here")
-    parser.add_argument("--markdown", action="store_true", help="the support table of README.md")
-    args = parser.parse_args(argv)
-    print(support_table() if args.markdown else order_table())
+def model_table(settings: EngineConfig, arch: archs.Arch) -> str:
+    """Plain text: what serves each op in a decode and in a prefill step of a model on an architecture, and why."""
+    whole = read_config(resolve_model(settings.model))
+    with archs.played_by_meta(arch):
+        run = DryRun(shard(whole, settings.tensor_parallel_size), settings, vocab_size=whole.vocab_size)
+        for size in (StepSize(min(16, settings.max_running_requests), (), 8), StepSize(0, (settings.chunked_prefill_size,), 8)):
+            run.step(size)
+        run.sample(1, num_logprobs=-1, is_penalised=False, has_bias=False, has_mask=False)
+    lines = [f"{settings.model} on {arch.name}, tensor parallel {settings.tensor_parallel_size}"]
+    return "\n".join([*lines, *(f"{found.op:<14} {found.backend or 'none':<10} {found.reason}" for found in run.served())])
+
+
+def main(settings: EngineConfig | None, arch_names: Sequence[str], *, markdown: bool) -> int:
+    """settings: of the model to explain, None for the general tables."""
+    if markdown:
+        print(support_table())
+    elif settings is None:
+        print(order_table())
+    else:
+        here = (
+            [archs.current(torch.device("cuda"))]
+            if has_gpu()
+            else [arch for arch in archs.ARCHS.values() if arch.vendor == "amd"]
+        )
+        for arch in [archs.of(name) for name in arch_names] or here:
+            print(model_table(settings, arch), end="\n\n")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
