@@ -143,6 +143,7 @@ class EngineClient:
         self._history = History()
         self._owed: set[str] = set()  # requests whose end the worker has not told, expired ones included
         self._busy_since = 0.0
+        self._max_requests = config.max_running_requests + config.max_queued_requests
 
     async def start(self) -> dict[str, Any]:
         """Start the worker, wait until it is ready, return `Engine.info`. Raises EngineDied with the worker's reason."""
@@ -190,6 +191,8 @@ class EngineClient:
             self._fail(stream, "engine_dead", self.failure or f"the engine is {self.state}")
         elif request.rid in self._streams:
             self._fail(stream, "duplicate_request_id", "this id is in use; choose another")
+        elif len(self._streams) >= self._max_requests:  # known here already, whatever the worker is busy with
+            self._fail(stream, "queue_full", f"{len(self._streams)} requests are running or waiting, the most allowed")
         else:
             if not self._owed:
                 self._busy_since = time.monotonic()
@@ -284,8 +287,7 @@ class EngineClient:
                 self._handle(decode_from_worker(await self._socket.recv()))
         except Exception as error:  # nobody else would notice that answers no longer arrive
             logger.exception("a message of the engine could not be handled")
-            self._fatal = f"a message of the engine could not be handled: {type(error).__name__}: {error}"
-            self._process.kill()
+            self._kill(f"a message of the engine could not be handled: {type(error).__name__}: {error}")
 
     def _handle(self, message: FromWorker) -> None:
         if isinstance(message, Outputs):
@@ -333,14 +335,20 @@ class EngineClient:
             await asyncio.sleep(min(1.0, timeout / 4))
             silent = time.monotonic() - max(self._recording.last_beat(), self._busy_since)
             if self.state == "ready" and self._owed and silent > timeout:
-                self._fatal = f"a step took longer than step_timeout ({timeout:g} s)"
-                await self._log_stacks()
-                self._process.kill()
+                reason = f"a step took longer than step_timeout ({timeout:g} s)"
+                await self._log_stacks(reason)
+                self._kill(reason)
                 return
 
-    async def _log_stacks(self) -> None:
+    def _kill(self, reason: str) -> None:
+        self._fatal = reason
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            self._process.kill()
+
+    async def _log_stacks(self, reason: str) -> None:
         """The stacks of the hung worker and of this process, to the log."""
-        self._process.send_signal(signal.SIGUSR2)
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGUSR2)
         deadline = time.monotonic() + STACKS_SECONDS
         while not self._read_stacks() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
@@ -351,7 +359,7 @@ class EngineClient:
             own = file.read().decode(errors="replace")
         logger.critical(
             "%s\nstacks of the engine process %d:\n%s\nstacks of this process %d:\n%s",
-            self._fatal,
+            reason,
             self._process.pid,
             self._read_stacks() or "it did not answer",
             os.getpid(),
@@ -366,26 +374,27 @@ class EngineClient:
             return ""
 
     def _leave_capsule(self, reason: str, folder: Path) -> None:
-        capsule = make_capsule(
-            reason=reason,
-            config=self.config,
-            info=self.info,
-            steps=self._recording.steps(),
-            requests=self._history.entries(),
-            stacks=self._read_stacks(),
-            with_token_ids=self._capsule_token_ids,
-        )
         try:
+            capsule = make_capsule(
+                reason=reason,
+                config=self.config,
+                info=self.info,
+                steps=self._recording.steps(),
+                requests=self._history.entries(),
+                stacks=self._read_stacks(),
+                with_token_ids=self._capsule_token_ids,
+            )
             self.capsule = write_capsule(capsule, folder)
-        except OSError as error:
-            logger.error("the last steps of the engine could not be written to %s: %s", folder, error)
+        except Exception as error:  # whoever waits for the dead worker must be told nevertheless
+            logger.error("the last steps of the engine could not be written to %s: %r", folder, error)
         else:
             logger.error("the last steps of the engine are in %s; `rocm-infer replay` repeats them", self.capsule)
 
     def _describe_exit(self, status: int) -> str:
-        if status < 0:
-            return f"the engine process was killed by signal {-status}"
-        return f"the engine process exited with status {status}"
+        if status >= 0:
+            return f"the engine process exited with status {status}"
+        hint = "; the system does that when memory runs out" if -status == signal.SIGKILL else ""
+        return f"the engine process was killed by signal {-status} ({signal.strsignal(-status)}{hint})"
 
     def _mourn(self, reason: str) -> None:
         was_ready, was_asked = self.state == "ready", self.state == "closed"

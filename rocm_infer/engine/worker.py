@@ -8,6 +8,7 @@ and so must we be. Signals are the parent's business.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import gc
 import logging
@@ -132,6 +133,7 @@ def main(argv: list[str] | None = None, make_engine: Callable[[EngineConfig], En
     folder = Path(args.socket.removeprefix("ipc://")).parent
     threading.Thread(target=_leave_with_parent, args=(folder,), daemon=True).start()
     _tell_stacks(folder / STACKS)
+    _be_chosen_when_memory_runs_out()
     recorder = Recorder(folder / FILE_NAME)
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.set_hwm(0)
@@ -180,6 +182,12 @@ def _tell_stacks(path: Path) -> None:
     file = path.open("w")
     faulthandler.enable(file)
     faulthandler.register(signal.SIGUSR2, file)
+
+
+def _be_chosen_when_memory_runs_out() -> None:
+    """The kernel should end this process, which is replaced, and not the server, which is not."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 if __name__ == "__main__":

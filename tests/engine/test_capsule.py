@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import struct
 import time
 from pathlib import Path
@@ -207,7 +208,7 @@ def test_a_killed_worker_leaves_a_capsule(monkeypatch: pytest.MonkeyPatch, tmp_p
         if with_token_ids:  # a step that ends the process
             await collect(client.add(request("crash", [4, CRASH_TOKEN, FAIL_TOKEN], max_tokens=2)))
         else:
-            os.kill(client._process.pid, 9)
+            os.kill(client._process.pid, signal.SIGABRT)  # as abort() in a library does
         for stream in streams:
             assert (await collect(stream))[-1].error is not None
         await client.shutdown()
@@ -229,7 +230,8 @@ def test_a_killed_worker_leaves_a_capsule(monkeypatch: pytest.MonkeyPatch, tmp_p
         assert "fails: RuntimeError" in said[-2], said
         assert "crash [" in said[-1]
     else:
-        assert "signal 9" in capsule.reason
+        assert "signal 6 (Aborted)" in capsule.reason
+        assert "Fatal Python error: Aborted" in capsule.stacks
 
 
 def _raise(status: int) -> None:
