@@ -4,6 +4,7 @@
 python -m bench.emulated --arch gfx942 [--op rms_norm] [--backend triton] [--brief]
 python -m bench.emulated --arch gfx942 --write     # keep the figures in bench/emulated/gfx942.json
 python -m bench.emulated --arch gfx942 --check     # fail if instructions or bytes grew by more than 2 %
+python -m bench.emulated --op rms_norm --backend hip --trace 0,1 [--break 17]    # what wave 1 of workgroup 0 does
 """
 
 from __future__ import annotations
@@ -114,14 +115,18 @@ def measure(variant: Variant, backend: str, device: Device) -> dict[str, float] 
     return summary(device.launches, variant, arch)
 
 
-def run(arch: str, cases: list[Case], backends: list[str]) -> Iterator[tuple[str, dict[str, float] | str]]:
-    """(case, counters or the reason of a refusal) of the cases on all backends."""
+def run(
+    arch: str, cases: list[Case], backends: list[str], trace: tuple[int, int] | None = None, break_at: int | None = None
+) -> Iterator[tuple[str, dict[str, float] | str]]:
+    """(case, counters or the reason of a refusal) of the cases on all backends; traces go to stdout."""
     checks = Checks(races=False, undefined=False, bank_conflicts=True)  # the tests look for faults, this counts
-    with emulated_device(arch, checks=checks) as device:
+    with emulated_device(arch, checks=checks, trace=trace, break_at=break_at) as device:
         for case in cases:
             variant = find(case)
             for backend in backends:
                 yield f"{case.op}/{backend}/{label(variant)}", measure(variant, backend, device)
+                print("".join(f"{line}\n" for line in device.trace_lines), end="")
+                device.trace_lines.clear()
 
 
 def chosen(op: str | None, brief: bool) -> list[Case]:
@@ -147,6 +152,11 @@ def row(case: str, figures: dict[str, float] | str) -> str:
     )
 
 
+def wave_of(text: str) -> tuple[int, int]:
+    workgroup, wave = text.split(",")
+    return int(workgroup), int(wave)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", choices=("gfx942", "gfx950"), default="gfx942")
@@ -155,12 +165,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--brief", action="store_true", help="one case of each op")
     parser.add_argument("--write", action="store_true", help="keep the figures")
     parser.add_argument("--check", action="store_true", help="compare with the kept figures")
+    parser.add_argument("--trace", type=wave_of, metavar="WORKGROUP,WAVE", help="print the instructions of one wave")
+    parser.add_argument("--break", type=int, dest="break_at", metavar="N", help="only its registers, before instruction N")
     args = parser.parse_args(argv)
+    if args.trace and not args.op:
+        parser.error("--trace: say --op, and best --backend too")
+    if args.break_at is not None and not args.trace:
+        parser.error("--break: say --trace WORKGROUP,WAVE too")
     path = FOLDER / f"{args.arch}.json"
     kept: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     now: dict[str, Any] = {}
     complaints: list[str] = []
-    for case, figures in run(args.arch, chosen(args.op, args.brief), [args.backend] if args.backend else ["triton", "hip"]):
+    backends = [args.backend] if args.backend else ["triton", "hip"]
+    for case, figures in run(args.arch, chosen(args.op, args.brief or bool(args.trace)), backends, args.trace, args.break_at):
         print(row(case, figures), flush=True)
         if not isinstance(figures, str):
             now[case] = figures

@@ -232,7 +232,8 @@ class Device:
             if self.checks.undefined
             else core().launch(loaded.program, options)
         )
-        self.trace_lines += counters.pop("trace")
+        if traced := counters.pop("trace"):
+            self.trace_lines += [f"{kernel.name}:", *traced]
         counters.pop("executed")
         record = LaunchRecord(kernel.name, grid3, block3, counters)
         self.launches.append(record)

@@ -232,10 +232,11 @@ def test_trace_and_register_dump(built):
     x, y = torch.arange(256, dtype=torch.int32), torch.zeros(256, dtype=torch.int32)
     target = Device(arch, checks=Checks(undefined=False), trace=(0, 1), threads=1)
     record = target.load(code, text, "exchange").launch([1], [256], [x, y])
-    assert len(target.trace_lines) == record.counters["instructions"] // 4
+    assert len(target.trace_lines) == 1 + record.counters["instructions"] // 4
     assert any("ds_read_b32" in line for line in target.trace_lines)
     target = Device(arch, checks=Checks(undefined=False), trace=(0, 1), break_at=0, threads=1)
     target.load(code, text, "exchange").launch([1], [256], [x, y])
-    (dump,) = target.trace_lines
+    name, dump = target.trace_lines
+    assert name == f"{record.kernel}:"
     assert dump.startswith("registers before 0:")
     assert "v0: 0x40 0x41 0x42" in dump
