@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +15,10 @@ import torch
 
 def seconds(function: Callable[[], object]) -> float:
     """Wall time of one call, the device idle before and after."""
-    _wait()
+    wait()
     start = time.perf_counter()
     function()
-    _wait()
+    wait()
     return time.perf_counter() - start
 
 
@@ -30,6 +31,66 @@ def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int, warm
             if index >= warmup:
                 times[name].append(taken)
     return times
+
+
+def device_seconds(
+    calls: Sequence[Callable[[], object]], rounds: int, warmup: int = 3, *, capture: bool = True
+) -> tuple[float, bool]:
+    """(median seconds of one call, whether they were captured into a graph), between events of the GPU around all of `calls`.
+
+    A graph leaves the host out. Calls that read the device while they run cannot be captured (capture=False spares the try): then
+    the host's time counts too.
+    """
+    if not torch.cuda.is_available():
+        return statistics.median(seconds(functools.partial(_all, calls)) for _ in range(rounds)) / len(calls), False
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        calls[0]()  # compiles, allocates
+        torch.cuda.synchronize()
+        replay, captured = _captured(calls, stream) if capture else (functools.partial(_all, calls), False)
+        times = []
+        for index in range(warmup + rounds):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record(stream)
+            replay()
+            end.record(stream)
+            end.synchronize()
+            if index >= warmup:
+                times.append(start.elapsed_time(end) / 1e3)
+    torch.cuda.current_stream().wait_stream(stream)
+    return statistics.median(times) / len(calls), captured
+
+
+def _captured(calls: Sequence[Callable[[], object]], stream: torch.cuda.Stream) -> tuple[Callable[[], object], bool]:
+    """A function that makes all calls, from a captured graph if that works."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            for call in calls:
+                call()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return functools.partial(_all, calls), False
+    return graph.replay, True
+
+
+def _all(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
+
+
+def about_gpu(device: torch.device) -> dict[str, str]:
+    """The device by name, and what compiles and drives its kernels."""
+    import triton
+
+    runtime = f"HIP {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "runtime": runtime,
+    }
 
 
 def median_ratio(slow: list[float], fast: list[float]) -> float:
@@ -58,6 +119,7 @@ def device_name() -> str:
     return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until the GPU, if there is one, has nothing left to do."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
