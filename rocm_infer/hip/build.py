@@ -7,6 +7,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 ALL_TARGETS = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 RESOURCES = ROOT / "csrc" / "hip" / "resources.json"
+KNOWN_TARGET = re.compile(r"gfx(90a|942|950|11\d\d|12\d\d)")  # those with matrix instructions that grid/mma.h knows
 KEPT_FIGURES = ("vgpr", "agpr", "sgpr", "lds_bytes", "scratch_bytes", "occupancy")
 OLDEST_CLANG, NEWEST_CLANG = 19, 23
 
@@ -77,8 +79,22 @@ def _device_clang(rocm: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return ((zig, "clang"), (zig, "ld.lld")) if zig else ((), ())
 
 
+def hip_headers() -> str:
+    """Folder with hip/hip_runtime.h: of ROCm, else of the Triton wheel, else ""."""
+    triton = importlib.util.find_spec("triton")
+    folders = [
+        _rocm() / "include",
+        *([Path(triton.origin).parent / "backends/amd/include"] if triton and triton.origin else []),
+    ]
+    return next((str(folder) for folder in folders if (folder / "hip/hip_runtime.h").exists()), "")
+
+
+def _rocm() -> Path:
+    return Path(os.environ.get("ROCM_PATH", "/opt/rocm"))
+
+
 def find_tools() -> Tools:
-    rocm = Path(os.environ.get("ROCM_PATH", "/opt/rocm"))
+    rocm = _rocm()
     system = next(
         ((found,) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name and (found := shutil.which(name))), None
     )
@@ -90,10 +106,16 @@ def find_tools() -> Tools:
 
 
 def visible_targets() -> tuple[str, ...]:
-    """AMDGPU_TARGET, else the AMD GPU in front of us, else all."""
-    named = os.environ.get("AMDGPU_TARGET", "")
+    """AMDGPU_TARGET, else the AMD GPU in front of us, else all. Errors: BuildError for a chip that no kernel is written for."""
+    named = tuple(part.strip() for part in os.environ.get("AMDGPU_TARGET", "").replace(";", ",").split(",") if part.strip())
+    for name in named:
+        if not KNOWN_TARGET.fullmatch(name):
+            raise BuildError(
+                f"AMDGPU_TARGET: expected names like {', '.join(ALL_TARGETS)}, separated by commas, got {name!r}; "
+                "`rocminfo | grep gfx` tells that of a GPU"
+            )
     if named:
-        return tuple(part for part in named.replace(";", ",").split(",") if part)
+        return named
     try:
         import torch
 
@@ -191,7 +213,11 @@ def resources(folder: Path) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def write_resources(folder: Path, tools: Tools) -> None:
-    """Bring csrc/hip/resources.json up to what the build in `folder` needs: one line per kernel."""
+    """Bring csrc/hip/resources.json up to what the build in `folder` needs: one line per kernel.
+
+    Format: {"compiler": first line of `clang --version`, "kernels": {gfx: {mangled name: {figure: count}}}} with the KEPT_FIGURES:
+    registers per lane, bytes of LDS per block and of scratch per lane, waves per SIMD that the registers allow.
+    """
     chips = []
     for gfx, kernels in resources(folder).items():
         rows = ",\n".join(f"   {json.dumps(symbol)}: {json.dumps(figures)}" for symbol, figures in kernels.items())
