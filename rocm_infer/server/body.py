@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from rocm_infer.server.errors import ApiError
 from rocm_infer.server.schema import Body, decode_json, parse
 from rocm_infer.server.service import Service
 
+BODY_TIMEOUT = 300.0  # seconds in which a whole body must arrive
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 CALL: web.RequestKey[Call] = web.RequestKey("call", Call)
 
@@ -27,7 +29,10 @@ async def read_fields(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
         got = request.headers.get("Content-Type", "none")
         raise ApiError(f"Content-Type: expected application/json, got {got[:80]!r}", param="Content-Type")
-    return decode_json(await request.read())
+    try:
+        return decode_json(await asyncio.wait_for(request.read(), BODY_TIMEOUT))
+    except asyncio.TimeoutError as error:
+        raise ApiError(f"The request body did not arrive within {BODY_TIMEOUT:g} s", status=408, code="timeout") from error
 
 
 async def read_body(request: web.Request, kind: type[Body]) -> Body:

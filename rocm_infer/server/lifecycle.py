@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import gc
 import ipaddress
 import logging
 import signal
@@ -32,6 +33,7 @@ WARM_UP_PROMPT = "The capital city of France is"
 WARM_UP_TOKENS = 8
 CRASH_WINDOW = 60.0  # seconds in which --max-crashes end the server
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 8.0  # seconds, doubled with every crash in the window
+ABORT_TIMEOUT = 1.0  # seconds that the worker gets to end aborted requests before it is killed
 CLOSING_TIMEOUT = 5.0  # seconds that open connections get after the last request
 
 ClientFactory = Callable[..., EngineClient]
@@ -74,6 +76,8 @@ def run_server(
 
     async def main() -> int:
         service = Service(engine, server, files, make())
+        gc.collect()
+        gc.freeze()  # what is alive now stays alive: later collections need not look at it
         return await serve(service, make, announce)
 
     return asyncio.run(main())
@@ -212,4 +216,4 @@ async def _drain(service: Service, stop_now: asyncio.Event) -> None:
     if service.num_running:
         log.warning("aborting %d requests", service.num_running)
         service.client.abort_all()
-        await asyncio.sleep(0.2)
+        await service.client.shutdown(ABORT_TIMEOUT)

@@ -174,6 +174,26 @@ def test_a_fault_of_the_client_ends_the_worker(monkeypatch: pytest.MonkeyPatch, 
     run_async(body)
 
 
+def test_requests_beyond_the_limits_are_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A worker that is busy with a long step need not be asked."""
+    client = make_client(monkeypatch, tmp_path, max_running_requests=2, max_queued_requests=1)
+    sent: list[object] = []
+    monkeypatch.setattr(client, "_send", sent.append)
+    client.state = "ready"
+
+    async def body() -> None:
+        streams = [client.add(request(str(i), [3], max_tokens=1)) for i in range(4)]
+        (refused,) = await collect(streams[3])
+        assert refused.error is not None
+        assert refused.error.code == "queue_full"
+        assert (client.num_requests, len(sent)) == (3, 3)
+        client.expire("0", 1.0)
+        client.add(request("next", [3], max_tokens=1))
+        assert client.num_requests == 3
+
+    run_async(body)
+
+
 def test_a_reader_that_falls_behind_finds_one_output() -> None:
     """The outputs of several steps come as one, with everything that they held apart."""
     first, second, third = TokenLogprob(3, -0.5), TokenLogprob(4, -0.25), TokenLogprob(5, -0.125)

@@ -26,7 +26,7 @@ from tests.server.toy_server import IS_NIGHTLY, NUM_TEXTS, ToyServer, toy_server
 NUM_BODIES = 10_000 if IS_NIGHTLY else 1_500
 NUM_EXAMPLES = 200 if IS_NIGHTLY else 8
 NUM_CLIENTS = 16
-SECONDS_TO_ANSWER = 60
+SECONDS_TO_ANSWER = 300  # hang if not by then
 MAX_GROWTH = 24 << 20  # bytes of resident memory between the first third and the end
 # A status that a body may cause: never a 500, and a 503 would mean that the worker died.
 ALLOWED = {200, 400, 404, 413, 429}
@@ -85,7 +85,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyServer]:
     """A small context, so that no body asks for much."""
-    flags = "--context-length 48 --log-level error --max-body-size 100000 --request-timeout 50"
+    flags = "--context-length 48 --log-level error --max-body-size 100000"
     with toy_server(Path(tmp_path_factory.mktemp("fuzz")), *flags.split()) as made:
         yield made
 
@@ -124,7 +124,7 @@ def test_the_bodies_are_good(server: ToyServer) -> None:
     assert seen == {200: len(BODIES)}
 
 
-@pytest.mark.timeout(3600 if IS_NIGHTLY else 300)
+@pytest.mark.timeout(4 * 3600 if IS_NIGHTLY else 900)
 def test_broken_bodies(server: ToyServer) -> None:
     seen: Counter[int] = Counter()
     process = psutil.Process(server.process.pid)
@@ -149,7 +149,7 @@ def assert_unharmed(server: ToyServer) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("schemathesis") is None, reason="schemathesis needs Python 3.11")
-@pytest.mark.timeout(3600 if IS_NIGHTLY else 300)
+@pytest.mark.timeout(4 * 3600 if IS_NIGHTLY else 900)
 def test_the_document(server: ToyServer) -> None:
     """schemathesis: requests that fit and that break the OpenAPI document."""
     import schemathesis

@@ -11,7 +11,6 @@ import contextlib
 import json
 import random
 import sys
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,7 +20,17 @@ import aiohttp
 import pytest
 
 from rocm_infer.engine.capsule import read_capsule
-from tests.server.toy_server import CRASH, IS_NIGHTLY, NUM_TEXTS, SLEEP, Oracle, ToyServer, completion, toy_server
+from tests.server.toy_server import (
+    CRASH,
+    IS_NIGHTLY,
+    NUM_TEXTS,
+    SLEEP,
+    START_SECONDS,
+    Oracle,
+    ToyServer,
+    completion,
+    toy_server,
+)
 
 NUM_KILLS = 100 if IS_NIGHTLY else 3
 NUM_CLIENTS = 12
@@ -38,7 +47,7 @@ class Client:
         self.answers: list[tuple[list[int], list[int], int]] = []  # prompt, tokens, tokens asked for
 
     async def run(self, stop: asyncio.Event) -> None:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as http:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=START_SECONDS)) as http:
             number = 0
             while not stop.is_set():
                 number += 1
@@ -93,7 +102,7 @@ async def events(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
             yield text.removeprefix("data: ")
 
 
-@pytest.mark.timeout(3600 if IS_NIGHTLY else 300)
+@pytest.mark.timeout(4 * 3600 if IS_NIGHTLY else 900)
 def test_kills_under_load(tmp_path: Path) -> None:
     tally: Counter[str] = Counter()
     with toy_server(tmp_path, "--max-crashes", "1000000", "--log-level", "error") as server:
@@ -127,35 +136,30 @@ async def _kill_under_load(server: ToyServer, clients: list[Client]) -> None:
         await asyncio.to_thread(server.kill_worker)
     await asyncio.sleep(0.5)
     stop.set()
-    await asyncio.wait_for(asyncio.gather(*tasks), 120)
+    await asyncio.gather(*tasks)
 
 
+@pytest.mark.timeout(900)
 def test_a_life_of_misfortunes(tmp_path: Path) -> None:
     """Deadlines, a step that hangs, a step that ends the process, and after the third crash the end of the server."""
-    flags = ["--request-timeout", "2", "--step-timeout", "4", "--log-level", "error", "--capsule-dir", "none"]
+    flags = ["--request-timeout", "8", "--step-timeout", "16", "--log-level", "error", "--capsule-dir", "none"]
     with toy_server(tmp_path, *flags) as server:
-        began = time.monotonic()
-        status, body = server.complete([1], 500, n=4)
-        if status == 200:  # a machine that makes 2,000 tokens in two seconds
-            assert time.monotonic() - began < 2
-        else:
-            assert (status, body["error"]["code"], body["error"]["type"]) == (500, "timeout", "server_error")
-            assert "not finished within 2 seconds" in body["error"]["message"]
         status, body = server.complete([SLEEP], 2)
-        assert (status, body["error"]["code"]) == (500, "timeout")
+        assert (status, body["error"]["code"], body["error"]["type"]) == (500, "timeout", "server_error")
+        assert "not finished within 8 seconds" in body["error"]["message"]
         server.wait_for(lambda: server.num_starts == 2)  # although nobody waits for the step any more
         assert "stacks of the engine process" in server.log
         assert "in forward" in server.log
-        assert server.complete([1], 2)[0] == 200
+        server.wait_for(lambda: server.complete([1], 2)[0] == 200)
         server.assert_idle()
         status, body = server.complete([CRASH], 2)
         assert status == 500
         assert "status 42" in body["error"]["message"]
         server.wait_for(lambda: server.num_starts == 3)
-        assert server.complete([1], 2)[0] == 200
+        server.wait_for(lambda: server.complete([1], 2)[0] == 200)
         with contextlib.suppress(OSError):
             server.complete([CRASH], 2)
-        assert server.process.wait(60) == 1
-        server.wait_for(lambda: "died 3 times within 60 s, giving up" in server.log)
+        assert server.process.wait(START_SECONDS) == 1
+        server.wait_for(lambda: "died 3 times within 3600 s, giving up" in server.log)
         assert "Traceback" not in server.log.split("giving up")[1]
         assert not server.capsules.exists()

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from tests.server.test_kill import events
-from tests.server.toy_server import IS_NIGHTLY, Oracle, ToyServer, completion, toy_server
+from tests.server.toy_server import IS_NIGHTLY, START_SECONDS, Oracle, ToyServer, completion, toy_server
 
 PREFIXES = ([], [3] * 9, [3] * 9 + [4] * 8, list(range(40)))
 REQUESTS = st.tuples(
@@ -34,7 +34,6 @@ REQUESTS = st.tuples(
 )
 MAX_LIVING = 12
 MAX_KILLS = 1000 if IS_NIGHTLY else 3  # each costs the start of a worker
-SECONDS_TO_END = 60
 
 
 @dataclass
@@ -100,6 +99,7 @@ class ServerLife(RuleBasedStateMachine):
     oracle: ClassVar[Oracle]
     num_asked: ClassVar[int] = 0
     num_kills: ClassVar[int] = 0
+    num_preempted: ClassVar[int] = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,10 +159,11 @@ class ServerLife(RuleBasedStateMachine):
     def teardown(self) -> None:
         for asked in self.asked:
             if asked.outcome != "left":
-                asked.future.result(SECONDS_TO_END)
+                asked.future.result(START_SECONDS)
                 self.judge(asked)
         self.server.assert_idle()
         info = self.server.request("/server_info")[1]
+        type(self).num_preempted += info["internal_states"][0]["preemptions"]
         assert info["num_crashes"] == self.num_kills, "the worker died of its own: " + self.server.log
 
     def judge(self, asked: Asked) -> None:
@@ -183,6 +184,7 @@ class ServerLife(RuleBasedStateMachine):
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[ServerLife]]:
     flags = "--max-crashes 1000000 --log-level error --max-running-requests 4 --chunked-prefill-size 24 --max-total-tokens 400"
+    flags += " --schedule-conservativeness 0"  # reserve nothing for outputs, so that requests are preempted
     with contextlib.ExitStack() as stack:
         ServerLife.server = stack.enter_context(toy_server(Path(tmp_path_factory.mktemp("life")), *flags.split()))
         ServerLife.clients = Clients(ServerLife.server.url)
@@ -190,7 +192,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[ServerLife]]
         yield ServerLife
 
 
-@pytest.mark.timeout(7200 if IS_NIGHTLY else 300)
+@pytest.mark.timeout(4 * 3600 if IS_NIGHTLY else 900)
 def test_life(life: type[ServerLife]) -> None:
     run_state_machine_as_test(
         life,
@@ -206,3 +208,4 @@ def test_life(life: type[ServerLife]) -> None:
     )
     assert life.num_asked > 30
     assert life.num_kills > 1
+    assert life.num_preempted > 0

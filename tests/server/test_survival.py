@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 
 from rocm_infer.engine.client import EngineDied
-from rocm_infer.server import lifecycle
+from rocm_infer.server import body, lifecycle
 from rocm_infer.server.lifecycle import READY_LINE
 from rocm_infer.server.service import Service
 from tests.server.fakes import FakeClient, Harness, Script, eventually, make_service, run
@@ -80,6 +80,46 @@ def test_a_reader_that_takes_nothing_is_cut() -> None:
     run(scenario, FakeClient(Script(ids=[token] * 100_000, step=50), context_length=10**6), ping=0.05, stuck=0.2)
 
 
+async def talk(server: Harness, data: bytes) -> bytes:
+    """Sends bytes on a connection of their own; all that comes back until the server closes it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+    writer.write(data)
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "BODY_TIMEOUT", 0.1)
+
+    async def scenario(server: Harness) -> None:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{{"
+        answer = await talk(server, head.encode())
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"did not arrive within 0.1 s" in answer
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("head", [b"GET /" + b"x" * 9000, b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 9000])
+def test_headers_are_bounded(head: bytes) -> None:
+    async def scenario(server: Harness) -> None:
+        assert (await talk(server, head + b" HTTP/1.1\r\n\r\n")).split()[1] == b"400"
+        assert (await server.get("/live"))[0] == 200
+
+    run(scenario)
+
+
+def test_a_path_cannot_forge_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(server: Harness) -> None:
+        assert b" 404 " in await talk(server, b"GET /a%0A%1b[31mforged HTTP/1.0\r\n\r\n")
+
+    with caplog.at_level(logging.INFO, "rocm_infer"):
+        run(scenario)
+    assert "GET /a%0A%1b[31mforged 404" in caplog.text
+
+
 def test_a_dying_worker_answers_everybody() -> None:
     async def scenario(server: Harness) -> None:
         headers = {"X-Request-Id": "me"}
@@ -126,16 +166,24 @@ class Life:
         try:
             async with aiohttp.ClientSession(self.url) as http:
                 yield task, http
-                await asyncio.wait_for(task, 15)
+                await task
         finally:
             task.cancel()
+
+    async def listening(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                writer.close()
+                return
+            await asyncio.sleep(0.01)
 
     async def ready(self, times: int = 1) -> None:
         await eventually(lambda: self.said.count(READY_LINE) == times)
 
 
 def live(scenario: Callable[[], Any]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 30))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_it_starts_warms_up_and_says_so() -> None:
@@ -144,7 +192,7 @@ def test_it_starts_warms_up_and_says_so() -> None:
         engine.may_start.clear()
         life = Life(lambda: engine)
         async with life.running() as (task, http):
-            await asyncio.sleep(0.1)
+            await life.listening()
             async with http.get("/health") as response:
                 assert (response.status, (await response.json())["error"]["code"]) == (503, "starting")
             async with http.post(COMPLETIONS, json={"prompt": "x"}) as response:
