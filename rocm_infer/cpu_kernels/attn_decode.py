@@ -28,8 +28,6 @@ def run(
     v_scale: float = 1.0,
 ) -> torch.Tensor:
     (num_seqs, num_heads, width), (num_kv_heads, v_width) = q.shape, v_cache.shape[2:]
-    if num_kv_heads == 0 or num_heads % num_kv_heads:
-        raise ValueError(f"attn_decode: q: expected heads a multiple of the {num_kv_heads} kv heads, got {num_heads}")
     is_fp8 = k_cache.dtype.itemsize == 1
     factor = scale * k_scale if is_fp8 else scale
     grouped = q.float().view(num_seqs, num_kv_heads, num_heads // num_kv_heads, width)

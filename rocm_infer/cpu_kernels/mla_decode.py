@@ -26,11 +26,6 @@ def run(
     cap: float = 0.0,
     kv_scale: float = 1.0,
 ) -> torch.Tensor:
-    given = [x is not None for x in (kv_new, positions, table)]
-    if any(given) and not all(given):
-        raise ValueError("mla_decode: kv_new, positions, table: expected all or none of them, got some")
-    if not 0 < latent <= q.shape[3]:
-        raise ValueError(f"mla_decode: latent: expected 1 to Q = {q.shape[3]}, got {latent}")
     num_seqs, num_new, num_heads, _ = q.shape
     queries = q.float()
     if kv_new is not None and positions is not None and table is not None:

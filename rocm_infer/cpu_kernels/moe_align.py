@@ -11,8 +11,6 @@ import torch
 
 
 def run(ids: torch.Tensor, *, num_experts: int, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    if block < 1 or num_experts < 1:
-        raise ValueError(f"moe_align: block, num_experts: expected positive numbers, got {block}, {num_experts}")
     flat = ids.contiguous().numpy().reshape(-1)
     num_slots = flat.size
     num_blocks = (num_slots + min(num_slots, num_experts + 1) * (block - 1)) // block

@@ -26,9 +26,6 @@ def run(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> None:
-    given = [x is not None for x in (q, positions, table)]
-    if any(given) and not all(given):
-        raise ValueError("store_kv: q, positions, table: expected all or none of them, got some")
     if q is not None and positions is not None and table is not None:
         angles = table.index_select(0, positions)[:, None]
         if _adjacent(q, k):

@@ -20,9 +20,6 @@ def run(
     interleaved: bool = True,
     kv_scale: float = 1.0,
 ) -> None:
-    given = [x is not None for x in (q_pe, positions, table)]
-    if any(given) and not all(given):
-        raise ValueError("store_mla: q_pe, positions, table: expected all or none of them, got some")
     if q_pe is not None and positions is not None and table is not None:
         angles = table.index_select(0, positions)[:, None]
         q_pe.copy_(rotate(q_pe, angles, interleaved))

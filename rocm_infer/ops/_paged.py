@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from rocm_infer.ops._op import FP8
+from rocm_infer.ops._op import FP8, Call
 from rocm_infer.ops.quant_fp8 import LARGEST
 
 QUERY_BLOCK = 128  # queries whose fp32 scores are held at once
@@ -40,18 +40,18 @@ def read_rows(cache: torch.Tensor, pages: list[int], start: int, stop: int) -> t
     return found.flatten(0, 1)[start - first * page_size : stop - first * page_size]
 
 
-def check_heads(op: str, q: torch.Tensor, k_cache: torch.Tensor) -> None:
+def check_heads(call: Call) -> str | None:
     """Every kv head serves the same number of query heads."""
-    num_heads, num_kv_heads = q.shape[1], k_cache.shape[2]
+    num_heads, num_kv_heads = call.dims["H"], call.dims["G"]
     if num_kv_heads == 0 or num_heads % num_kv_heads:
-        raise ValueError(f"{op}: q: expected heads a multiple of the {num_kv_heads} kv heads, got {num_heads}")
+        return f"q: expected heads a multiple of the {num_kv_heads} kv heads, got {num_heads}"
+    return None
 
 
-def check_rope(op: str, **tensors: torch.Tensor | None) -> None:
+def check_rope(call: Call, *names: str) -> str | None:
     """What the rotary embedding needs comes together or not at all."""
-    given = [tensor is not None for tensor in tensors.values()]
-    if any(given) and not all(given):
-        raise ValueError(f"{op}: {', '.join(tensors)}: expected all or none of them, got some")
+    given = [name in call.dtypes for name in names]
+    return f"{', '.join(names)}: expected all or none of them, got some" if any(given) and not all(given) else None
 
 
 def attend(

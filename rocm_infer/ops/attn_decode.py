@@ -38,6 +38,7 @@ def _cost(dims: dict[str, int], *, itemsize: int = 2, cache_itemsize: int = 2) -
     "sinks?[H]:f32 -> o[B, H, Dv]:q",
     inputs=_inputs,
     cost=_cost,
+    check=check_heads,
 )
 def attn_decode(
     q: torch.Tensor,
@@ -63,7 +64,6 @@ def attn_decode(
     Errors: ValueError if H is no multiple of G.
     Source: Dao et al. 2022, split over keys as in Flash-Decoding; sinks as in gpt-oss; cap as in Gemma 2.
     """
-    check_heads("attn_decode", q, k_cache)
     out = q.new_zeros(q.shape[0], q.shape[1], v_cache.shape[3])
     if k_cache.dtype in FP8:
         scale = scale * k_scale

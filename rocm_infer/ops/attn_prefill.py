@@ -41,6 +41,7 @@ def _cost(dims: dict[str, int], *, itemsize: int = 2, cache_itemsize: int = 2) -
     "query_start[B + 1]:i32, kv_len[B]:i32, sinks?[H]:f32 -> o[T, H, Dv]:q",
     inputs=_inputs,
     cost=_cost,
+    check=check_heads,
 )
 def attn_prefill(
     q: torch.Tensor,
@@ -71,7 +72,6 @@ def attn_prefill(
     Errors: ValueError if H is no multiple of G.
     Source: Dao et al. 2022; sinks as in gpt-oss; cap as in Gemma 2.
     """
-    check_heads("attn_prefill", q, k_cache)
     out = q.new_zeros(q.shape[0], q.shape[1], v_cache.shape[3])
     if k_cache.dtype in FP8:
         scale = scale * k_scale

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rocm_infer.ops._op import FP8, Cost, op
+from rocm_infer.ops._op import FP8, Call, Cost, op
 from rocm_infer.ops._paged import attend, check_rope, hidden_keys, read_rows, rotate, write_rows
 
 
@@ -36,11 +36,19 @@ def _cost(dims: dict[str, int], *, itemsize: int = 2, cache_itemsize: int = 2) -
     return Cost(bytes=latent + new + queries * (row + dims["L"]) * itemsize, flops=2 * queries * dims["K"] * (row + dims["L"]))
 
 
+def _check(call: Call) -> str | None:
+    width, latent = call.dims["Q"], call.scalars["latent"]
+    if not 0 < latent <= width:
+        return f"latent: expected 1 to Q = {width}, got {latent}"
+    return check_rope(call, "kv_new", "positions", "table")
+
+
 @op(
     "q[B, S, H, Q]:bf16|f16|f32, kv_new?[B, S, Q]:q, cache![N, P, Q]:q|fp8, page_table[B, W]:i32, kv_len[B]:i32, "
     "positions?[B, S]:i64, table?[M, Q - latent]:f32 -> o[B, S, H, latent]:q",
     inputs=_inputs,
     cost=_cost,
+    check=_check,
 )
 def mla_decode(
     q: torch.Tensor,
@@ -73,9 +81,6 @@ def mla_decode(
     Errors: ValueError if only some of kv_new, positions and table are given, or latent is not below Q.
     Source: DeepSeek-V2 technical report 2024, section 2.1 (absorbed form).
     """
-    check_rope("mla_decode", kv_new=kv_new, positions=positions, table=table)
-    if not 0 < latent <= q.shape[3]:
-        raise ValueError(f"mla_decode: latent: expected 1 to Q = {q.shape[3]}, got {latent}")
     num_new = q.shape[1]
     tables, lens = page_table.tolist(), kv_len.tolist()
     if kv_new is not None and positions is not None and table is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rocm_infer.ops._op import Cost, op
+from rocm_infer.ops._op import Call, Cost, op
 
 
 def _inputs(dims: dict[str, int], *, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
@@ -30,10 +30,18 @@ def capacity(num_slots: int, num_experts: int, block: int) -> int:
 _BLOCKS = "(T*K + (T*K if T*K < num_experts + 1 else num_experts + 1)*(block - 1)) // block"
 
 
+def _check(call: Call) -> str | None:
+    block, num_experts = call.scalars["block"], call.scalars["num_experts"]
+    if block < 1 or num_experts < 1:
+        return f"block, num_experts: expected positive numbers, got {block}, {num_experts}"
+    return None
+
+
 @op(
     f"ids[T, K]:i32 -> sorted_slots[{_BLOCKS}*block]:i32, block_experts[{_BLOCKS}]:i32, num_padded[1]:i32",
     inputs=_inputs,
     cost=_cost,
+    check=_check,
 )
 def moe_align(ids: torch.Tensor, *, num_experts: int, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """sorted_slots = slots by expert, ascending within each; block_experts = the expert of each `block` of them.
@@ -46,8 +54,6 @@ def moe_align(ids: torch.Tensor, *, num_experts: int, block: int) -> tuple[torch
     Edges: T = 0 gives empty blocks and num_padded 0. The sizes of the outputs depend on sizes alone, never on values.
     Errors: ValueError unless block > 0 and num_experts > 0.
     """
-    if block < 1 or num_experts < 1:
-        raise ValueError(f"moe_align: block, num_experts: expected positive numbers, got {block}, {num_experts}")
     flat = ids.flatten().long()
     num_slots = flat.numel()
     num_blocks = capacity(num_slots, num_experts, block)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rocm_infer.ops._op import FP8, Cost, op
+from rocm_infer.ops._op import FP8, Call, Cost, op
 from rocm_infer.ops.gemm_fp8 import random_blocks
 from rocm_infer.ops.moe_align import moe_align
 from rocm_infer.ops.quant_fp8 import BLOCK, dequantise, dequantise_blocks, quantise
@@ -61,12 +61,23 @@ def _owned(
         yield expert, slots[slots < num_slots].long()
 
 
+def _check(call: Call) -> str | None:
+    is_fp8, n = call.dtypes["x"] in FP8, call.dims["N"]
+    scales = [name in call.dtypes for name in ("x_scale", "w_scale")]
+    if any(given != is_fp8 for given in scales) or (is_fp8 and call.scalars["out_dtype"] is None):
+        return "x_scale, w_scale, out_dtype: expected all three for fp8 and no scales otherwise"
+    if call.scalars["silu"] and n % 2:
+        return f"w: expected an even N, gate and up one after the other, got {n}"
+    return None
+
+
 @op(
     "x[R, K]:bf16|f16|f32|fp8, w[E, N, K]:x, sorted_slots[Z]:i32, block_experts[Y]:i32, num_padded[1]:i32, "
     "slot_weights?[num_slots]:f32, x_scale?[R, ceil(K/128)]:f32, w_scale?[E, ceil(N/128), ceil(K/128)]:f32 "
     "-> y[num_slots, N//2 if silu else N]:out_dtype or x",
     inputs=_inputs,
     cost=_cost,
+    check=_check,
 )
 def moe_gemm(
     x: torch.Tensor,
@@ -96,11 +107,6 @@ def moe_gemm(
     Errors: ValueError if scales or out_dtype do not fit the type of x, or N is odd with silu.
     Source: Gale et al. 2022 (grouped products over sorted tokens); Shazeer 2020 (SwiGLU).
     """
-    is_fp8 = x.dtype in FP8
-    if is_fp8 != (x_scale is not None) or is_fp8 != (w_scale is not None) or (is_fp8 and out_dtype is None):
-        raise ValueError("moe_gemm: x_scale, w_scale, out_dtype: expected all three for fp8 and no scales otherwise")
-    if silu and w.shape[1] % 2:
-        raise ValueError(f"moe_gemm: w: expected an even N, gate and up one after the other, got {w.shape[1]}")
     width = w.shape[1] // 2 if silu else w.shape[1]
     y = torch.zeros(num_slots, width, dtype=out_dtype or x.dtype, device=x.device)
     for expert, slots in _owned(sorted_slots, block_experts, num_padded, num_slots):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rocm_infer.ops._op import Cost, op
+from rocm_infer.ops._op import Call, Cost, op
 
 SCORES = ("softmax", "sigmoid")
 
@@ -46,10 +46,25 @@ def _keep_best_groups(choice: torch.Tensor, num_groups: int, top_groups: int, be
     return grouped.masked_fill(~kept[..., None], -torch.inf).view(choice.shape)
 
 
+def _check(call: Call) -> str | None:
+    num_experts, top_k, score = call.dims["E"], call.scalars["top_k"], call.scalars["score"]
+    num_groups, top_groups = call.scalars["num_groups"], call.scalars["top_groups"]
+    if score not in SCORES:
+        return f"score: expected {' or '.join(SCORES)}, got {score!r}"
+    if num_groups < 1 or num_experts % num_groups or not 1 <= top_groups <= num_groups:
+        expected = f"groups that divide {num_experts} experts and at least one of them kept"
+        return f"num_groups, top_groups: expected {expected}, got {num_groups}, {top_groups}"
+    available = num_experts // num_groups * top_groups
+    if not 1 <= top_k <= available:
+        return f"top_k: expected 1 to the {available} experts of the kept groups, got {top_k}"
+    return None
+
+
 @op(
     "logits[T, E]:bf16|f16|f32, bias?[E]:f32 -> weights[T, top_k + num_shared]:f32, ids[T, top_k + num_shared]:i32",
     inputs=_inputs,
     cost=_cost,
+    check=_check,
 )
 def moe_route(
     logits: torch.Tensor,
@@ -78,7 +93,6 @@ def moe_route(
     Source: Mixtral, Qwen3-MoE (softmax); DeepSeek-V2 and V3 reports (groups, "noaux_tc").
     """
     num_experts = logits.shape[1]
-    _check(num_experts, top_k, num_groups, top_groups, score)
     wide = logits.float()
     scores = wide.softmax(-1) if score == "softmax" else wide.sigmoid()
     choice = wide if bias is None else scores + bias
@@ -91,16 +105,3 @@ def moe_route(
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
     shared = torch.arange(num_experts, num_experts + num_shared, device=ids.device).expand(len(ids), -1)
     return torch.cat([weights * scale, torch.ones_like(shared, dtype=torch.float32)], -1), torch.cat([ids, shared], -1).int()
-
-
-def _check(num_experts: int, top_k: int, num_groups: int, top_groups: int, score: str) -> None:
-    if score not in SCORES:
-        raise ValueError(f"moe_route: score: expected {' or '.join(SCORES)}, got {score!r}")
-    if num_groups < 1 or num_experts % num_groups or not 1 <= top_groups <= num_groups:
-        raise ValueError(
-            f"moe_route: num_groups, top_groups: expected groups that divide {num_experts} experts and at least one of them "
-            f"kept, got {num_groups}, {top_groups}"
-        )
-    available = num_experts // num_groups * top_groups
-    if not 1 <= top_k <= available:
-        raise ValueError(f"moe_route: top_k: expected 1 to the {available} experts of the kept groups, got {top_k}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rocm_infer.config import RopeConfig
-from rocm_infer.ops._op import Cost, op
+from rocm_infer.ops._op import Call, Cost, op
 from rocm_infer.ops._paged import rotate
 
 
@@ -92,10 +92,16 @@ def _cost(dims: dict[str, int], *, itemsize: int = 2) -> Cost:
     return Cost(bytes=2 * turned * itemsize + dims["T"] * (8 + 4 * dims["R"]), flops=3 * turned)
 
 
+def _check(call: Call) -> str | None:
+    width, head = call.dims["R"], call.dims["D"]
+    return f"table: expected an even width R of at most D = {head}, got {width}" if width % 2 or width > head else None
+
+
 @op(
     "q![T, H, D]:bf16|f16|f32, k![T, G, D]:q, positions[T]:i64, table[L, R]:f32 -> ()",
     inputs=_inputs,
     cost=_cost,
+    check=_check,
 )
 def rope(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torch.Tensor, *, interleaved: bool = False) -> None:
     """Turn pair i of the first R elements of every head: (a, b) -> (a cos - b sin, b cos + a sin), angle table[position].
@@ -108,7 +114,5 @@ def rope(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torch
     Errors: ValueError if R is odd or larger than D.
     Source: Su et al. 2021.
     """
-    if table.shape[1] % 2 or table.shape[1] > q.shape[2]:
-        raise ValueError(f"rope: table: expected an even width R of at most D = {q.shape[2]}, got {table.shape[1]}")
     q.copy_(rotate(q, positions, table, interleaved))
     k.copy_(rotate(k, positions, table, interleaved))

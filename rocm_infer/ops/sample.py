@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rocm_infer.ops._op import Cost, op
+from rocm_infer.ops._op import Call, Cost, op
 
 FIRST_WIDTH = 1024  # tokens ranked at first for top-p; nearly always enough
 WORD = 0xFFFFFFFF
@@ -55,6 +55,11 @@ def _cost(dims: dict[str, int], *, itemsize: int = 4) -> Cost:
     return Cost(bytes=dims["B"] * (dims["V"] * itemsize + 48), flops=4 * dims["B"] * dims["V"])
 
 
+def _check(call: Call) -> str | None:
+    num_logprobs, vocab = call.scalars["num_logprobs"], call.dims["V"]
+    return f"num_logprobs: expected at most V = {vocab}, got {num_logprobs}" if num_logprobs > vocab else None
+
+
 @op(
     "logits[B, V]:f32|bf16|f16, temperature[B]:f32, top_k[B]:i32, top_p[B]:f32, min_p[B]:f32, seeds[B]:i64, counters[B]:i64, "
     "output_counts?[B, V]:i32, prompt_seen?[B, V]:u8, presence?[B]:f32, frequency?[B]:f32, repetition?[B]:f32, "
@@ -62,6 +67,7 @@ def _cost(dims: dict[str, int], *, itemsize: int = 4) -> Cost:
     "top_ids[B, num_logprobs]:i64 if num_logprobs > 0, top_logprobs[B, num_logprobs]:f32 if num_logprobs > 0",
     inputs=_inputs,
     cost=_cost,
+    check=_check,
 )
 def sample(
     logits: torch.Tensor,
@@ -101,8 +107,6 @@ def sample(
     Errors: ValueError if num_logprobs > V.
     Source: Holtzman et al. 2020 (top-p), Nguyen et al. 2024 (min-p), Keskar et al. 2019 (repetition penalty).
     """
-    if num_logprobs > logits.shape[1]:
-        raise ValueError(f"sample: num_logprobs: expected at most V = {logits.shape[1]}, got {num_logprobs}")
     raw = logits.float()
     shaped = _shaped(raw, output_counts, prompt_seen, presence, frequency, repetition, bias, mask)
     largest, ids = shaped.max(-1) if raw.numel() else (raw.new_zeros(len(raw)), seeds)

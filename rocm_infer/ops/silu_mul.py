@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rocm_infer.ops._op import Cost, ceil_div, op
+from rocm_infer.ops._op import Call, Cost, ceil_div, op
 from rocm_infer.ops.quant_fp8 import quantise
 
 
@@ -23,7 +23,17 @@ def _cost(dims: dict[str, int], *, itemsize: int = 2, group: int = 0) -> Cost:
     return Cost(bytes=2 * rows * width * itemsize + written, flops=5 * rows * width)
 
 
-@op("x[T, N]:bf16|f16|f32 -> y[T, N//2]:out_dtype or x, scale[T, ceil(N/(2*group))]:f32 if group", inputs=_inputs, cost=_cost)
+def _check(call: Call) -> str | None:
+    width = call.dims["N"]
+    return f"x: expected an even row length, gate and up side by side, got {width}" if width % 2 else None
+
+
+@op(
+    "x[T, N]:bf16|f16|f32 -> y[T, N//2]:out_dtype or x, scale[T, ceil(N/(2*group))]:f32 if group",
+    inputs=_inputs,
+    cost=_cost,
+    check=_check,
+)
 def silu_mul(
     x: torch.Tensor, *, group: int = 0, out_dtype: torch.dtype | None = None
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -35,8 +45,6 @@ def silu_mul(
     Errors: ValueError if the row length is odd, or for `group` without an fp8 out_dtype.
     Source: Shazeer 2020 (SwiGLU).
     """
-    if x.shape[1] % 2:
-        raise ValueError(f"silu_mul: x: expected an even row length, gate and up side by side, got {x.shape[1]}")
     gate, up = x.float().chunk(2, -1)
     y = F.silu(gate) * up
     return quantise(y, out_dtype, group) if group else y.to(x.dtype)

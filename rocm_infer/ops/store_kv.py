@@ -43,6 +43,7 @@ def _cost(dims: dict[str, int], *, itemsize: int = 2, cache_itemsize: int = 2) -
     "q!?[T, H, D]:k, positions?[T]:i64, table?[L, R]:f32 -> ()",
     inputs=_inputs,
     cost=_cost,
+    check=lambda call: check_rope(call, "q", "positions", "table"),
 )
 def store_kv(
     k: torch.Tensor,
@@ -70,7 +71,6 @@ def store_kv(
     Errors: ValueError if only some of q, positions and table are given.
     Source: paged cache of Kwon et al. 2023; rotary embedding of Su et al. 2021.
     """
-    check_rope("store_kv", q=q, positions=positions, table=table)
     if q is not None and positions is not None and table is not None:
         q.copy_(rotate(q, positions, table, interleaved))
         k = rotate(k, positions, table, interleaved)

@@ -40,6 +40,7 @@ def _cost(dims: dict[str, int], *, itemsize: int = 2, cache_itemsize: int = 2) -
     "table?[M, R]:f32 -> ()",
     inputs=_inputs,
     cost=_cost,
+    check=lambda call: check_rope(call, "q_pe", "positions", "table"),
 )
 def store_mla(
     c: torch.Tensor,
@@ -66,7 +67,6 @@ def store_mla(
     Errors: ValueError if only some of q_pe, positions and table are given.
     Source: DeepSeek-V2 technical report 2024, section 2.1.
     """
-    check_rope("store_mla", q_pe=q_pe, positions=positions, table=table)
     if q_pe is not None and positions is not None and table is not None:
         q_pe.copy_(rotate(q_pe, positions, table, interleaved))
         k_pe = rotate(k_pe[:, None], positions, table, interleaved)[:, 0]
