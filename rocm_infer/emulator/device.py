@@ -19,6 +19,7 @@ from rocm_infer.emulator.build import core
 
 LDS_BYTES = {"gfx942": 64 * 1024, "gfx950": 160 * 1024}
 _MAX_THREADS = 1024
+_LARGEST_COPY = 1 << 30  # bytes of writable tensors up to which a launch is run twice
 _KEPT_LAUNCHES = 100_000  # a server makes them without end
 _POISONS = (0x7FC5A5A5, 0x5A3C3C5A)  # NaN as f32; every byte differs between the two
 
@@ -28,7 +29,7 @@ class Checks:
     """Which checks a launch makes. Bounds, permissions and resource limits are always checked.
 
     races: two waves touch one LDS dword between barriers, one of them writing. undefined: a second run with other contents in
-    fresh registers, LDS and scratch must give the same bits. lines: count unique 128-byte lines. bank_conflicts: count LDS bank
+    fresh registers, LDS and scratch must give the same bits (not where writable tensors are larger than 1 GiB). lines: count unique 128-byte lines. bank_conflicts: count LDS bank
     conflicts. step_limit: instructions of one wave before the launch is called endless.
     """
 
@@ -63,7 +64,7 @@ class Watch:
     def shadow(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.shadows:
-            self.shadows[storage.data_ptr()] = torch.zeros(storage.nbytes(), dtype=torch.uint8)
+            self.shadows[storage.data_ptr()] = torch.from_numpy(np.zeros(storage.nbytes(), np.uint8))  # pages appear on use
             self.kept.append(tensor)
         return self.shadows[storage.data_ptr()]
 
@@ -99,6 +100,7 @@ def _merge(extents: list[tuple[int, int, str, bool, int]]) -> list[tuple[int, in
     for base, size, name, writable, shadow in sorted(extents):
         if out and base < out[-1][0] + out[-1][1]:
             start, length, before, allowed, first_shadow = out[-1]
+            first_shadow = first_shadow or (shadow and shadow - (base - start))
             joined = before if name in before.split("+") else f"{before}+{name}"
             out[-1] = (start, max(length, base + size - start), joined, allowed or writable, first_shadow)
         elif size:
@@ -188,8 +190,9 @@ class Device:
             base, size = _extent(tensor)
             shadow, writable = 0, True
             if self._watch is not None and size:
-                shadow = self._watch.shadow(tensor).data_ptr() + base - tensor.untyped_storage().data_ptr()
                 writable = base not in self._watch.read_only
+                if writable:
+                    shadow = self._watch.shadow(tensor).data_ptr() + base - tensor.untyped_storage().data_ptr()
             extents.append((base, size, name, writable, shadow))
         return _merge(extents + [(base, size, name, False, 0) for base, size, name in raw])
 
@@ -227,11 +230,8 @@ class Device:
             "step_limit": self.checks.step_limit, "threads": self.threads, "poison": _POISONS[0],
             "trace": [] if self.trace is None else [*self.trace, -1 if self.break_at is None else self.break_at],
         }  # fmt: skip
-        counters = (
-            self._run_twice(kernel, loaded.program, options)
-            if self.checks.undefined
-            else core().launch(loaded.program, options)
-        )
+        twice = self.checks.undefined and sum(r[1] for r in options["tensors"] if r[3]) <= _LARGEST_COPY
+        counters = self._run_twice(kernel, loaded.program, options) if twice else core().launch(loaded.program, options)
         if traced := counters.pop("trace"):
             self.trace_lines += [f"{kernel.name}:", *traced]
         counters.pop("executed")
