@@ -8,6 +8,7 @@ request that brings one. Masks are filled in a thread while the model's forward 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -95,8 +96,11 @@ class Grammars:
 
     def _compile(self, text: str, library: Future[xgrammar.GrammarCompiler]) -> xgrammar.CompiledGrammar:
         compiler = library.result()
+        import xgrammar
+
         try:
-            compiled = compiler.compile_structural_tag(json.dumps({"type": "structural_tag", "format": json.loads(text)}))
+            grammar = xgrammar.Grammar.from_structural_tag({"type": "structural_tag", "format": json.loads(text)})
+            compiled = compiler.compile_grammar(_with_json_characters(grammar) if "Length" in text else grammar)
             first = self._empty_masks(1)
             _Matcher(compiled).matcher.fill_next_token_bitmask(first, 0)
         except (RuntimeError, ValueError) as error:
@@ -152,6 +156,16 @@ class _Matcher:
             if not self.matcher.accept_token(token):
                 raise RuntimeError(f"token {token} of output position {self.num_accepted} is not in the request's grammar")
             self.num_accepted += 1
+
+
+def _with_json_characters(grammar: xgrammar.Grammar) -> xgrammar.Grammar | str:
+    """Strings with minLength or maxLength of the characters that JSON strings may hold: XGrammar's own rule for these allows
+    control characters and no escapes."""
+    return _BOUNDED.sub(lambda rule: f"{rule[1]} ::= ({_JSON_CHARACTER})", str(grammar))
+
+
+_BOUNDED = re.compile(r'^(\w+_characters(?:_\d+)?) ::= \(\(\[\^\\"\\\\\\r\\n\]\)\)$', re.MULTILINE)
+_JSON_CHARACTER = r'([^\0-\x1f\"\\]) | ("\\" [\"\\/bfnrt]) | ("\\u" [A-Fa-f0-9] [A-Fa-f0-9] [A-Fa-f0-9] [A-Fa-f0-9])'
 
 
 def _put_off_the_end(mask: torch.Tensor, stop_ids: frozenset[int]) -> None:

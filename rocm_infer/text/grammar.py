@@ -241,8 +241,8 @@ class _Schema:
             made = self._string(own, where)
         else:
             made = own
-            if kind == "number" and "multipleOf" in own:
-                self._faults.append(f"{where}/multipleOf of numbers that are no integers")
+            if "multipleOf" in own and (kind == "number" or len(own) > 1):
+                self._faults.append(f"{where}/multipleOf with bounds or of numbers that are no integers")
         return {"type": kind, **made}
 
     def _string(self, own: dict[str, Any], where: str) -> dict[str, Any]:
