@@ -164,7 +164,7 @@ def difference(mine: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
 def measure(call: Callable[..., Any], arguments: dict[str, Any], rounds: int, *, capture: bool) -> tuple[float, bool]:
     """(median seconds of one call, whether a graph was captured)."""
     num_copies = max(1, min(64, ROTATED_BYTES // max(num_bytes(arguments), 1)))
-    copies = [arguments, *(copy_of(arguments) for _ in range(num_copies - 1))]
+    copies = [copy_of(arguments) for _ in range(num_copies)]  # ops that write in place leave the arguments alone
     calls = [lambda values=values: call(**values) for values in copies * -(-8 // num_copies)]
     return timing.device_seconds(calls, rounds, capture=capture)
 
