@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -11,9 +12,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+
+from rocm_infer.platform import usable_cores
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = _ROOT / "csrc" / "emulator"
@@ -49,24 +53,36 @@ def _run(command: list[str]) -> None:
 
 
 def build(directory: Path | None = None) -> Path:
-    """Compiles what changed and links; returns the extension's path. Objects are cached by content."""
+    """Compiles what changed and links; returns the extension's path. Objects are cached by content.
+
+    Processes that build the same directory wait for each other.
+    """
+    directory = directory or _ROOT / "build" / "emulator"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(directory)
+
+
+def _build(directory: Path) -> Path:
     import pybind11
 
     compiler = _compiler()
-    directory = directory or _ROOT / "build" / "emulator"
-    directory.mkdir(parents=True, exist_ok=True)
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     headers = b"".join(h.read_bytes() for h in sorted(_SOURCES.glob("*.h")))
     base = headers + " ".join([*compiler, *_FLAGS, *includes, _cpu()]).encode()
-    objects = []
-    for source in sorted(_SOURCES.glob("*.cpp")):
+
+    def compiled(source: Path) -> Path:
         key = hashlib.sha256(base + source.read_bytes()).hexdigest()[:16]
         target = directory / f"{source.stem}-{key}.o"
         if not target.exists():
             partial = directory / f"{target.name}.{os.getpid()}"
             _run([*compiler, *_FLAGS, *includes, "-c", str(source), "-o", str(partial)])
             partial.replace(target)
-        objects.append(target)
+        return target
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        objects = list(pool.map(compiled, sorted(_SOURCES.glob("*.cpp"))))
     key = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
     library = directory / key / f"_emulator{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not library.exists():
