@@ -55,8 +55,10 @@ def _run(command: list[str]) -> None:
 def build(directory: Path | None = None) -> Path:
     """Compiles what changed and links; returns the extension's path. Objects are cached by content.
 
-    Processes that build the same directory wait for each other.
+    Processes that build the same directory wait for each other. Raises RuntimeError with the compiler's words, or without sources.
     """
+    if not _SOURCES.is_dir():
+        raise RuntimeError("the emulator is compiled from csrc/emulator, which comes with a checkout: clone it, then make")
     directory = directory or _ROOT / "build" / "emulator"
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
