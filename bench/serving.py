@@ -130,11 +130,15 @@ async def get_json(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
 
 
 async def wait_until_ready(session: aiohttp.ClientSession, base_url: str, timeout_s: float) -> str:
-    """Poll /v1/models; returns the first model's name."""
+    """Poll /v1/models and, as ours and others listen while they load, /health; returns the first model's name."""
     end = time.monotonic() + timeout_s
     while True:
         try:
-            return str((await get_json(session, base_url + "/v1/models"))["data"][0]["id"])
+            name = str((await get_json(session, base_url + "/v1/models"))["data"][0]["id"])
+            async with session.get(base_url + "/health") as response:
+                if response.status != 503:
+                    return name
+                raise LookupError("it is still loading, or not healthy")
         except (aiohttp.ClientError, OSError, LookupError) as error:
             if time.monotonic() > end:
                 raise SystemExit(

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from rocm_infer.engine.messages import STEP_TOKENS
 
@@ -142,7 +146,8 @@ class _EngineCollector(Collector):
             counter.add_metric(labels, self._values.get(key, 0.0))
             yield counter
         steps = HistogramMetricFamily(OURS + "iteration_tokens_total", "Tokens computed per forward pass", labels=names)
-        steps.add_metric(labels, self._steps_up_to(), self._values.get("step_tokens", 0.0))
+        counts = [self._values.get(f"step_tokens_{bound}", 0.0) for bound in (*STEP_TOKENS, "inf")]
+        steps.add_metric(labels, _cumulative(STEP_TOKENS, counts), self._values.get("step_tokens", 0.0))
         yield steps
         info = InfoMetricFamily(OURS + "kv_cache", "Geometry of the KV cache", labels=names)
         info.add_metric(labels, dict(self.info))
@@ -152,13 +157,28 @@ class _EngineCollector(Collector):
             startup.add_metric([*labels, phase], seconds)
         yield startup
 
-    def _steps_up_to(self) -> list[tuple[str, float]]:
-        """Cumulative buckets of the tokens per step."""
-        total, buckets = 0.0, []
-        for bound in STEP_TOKENS:
-            total += self._values.get(f"step_tokens_{bound}", 0.0)
-            buckets.append((f"{bound:.1f}", total))
-        return [*buckets, ("+Inf", total + self._values.get("step_tokens_inf", 0.0))]
+
+class _Histogram(Collector):
+    """A histogram that is told of every token: one bisection each, where the library's walks its buckets and takes locks."""
+
+    def __init__(self, name: str, text: str, labels: Mapping[str, str], bounds: tuple[float, ...]) -> None:
+        self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=list(self._labels))
+        family.add_metric(list(self._labels.values()), _cumulative(self._bounds, self._counts), self._sum)
+        yield family
+
+
+def _cumulative(bounds: Iterable[float], counts: Sequence[float]) -> list[tuple[str, float]]:
+    """Prometheus counts in each bucket what is at most its bound; `counts` has one more, of what is beyond the last."""
+    return list(zip([floatToGoString(bound) for bound in (*bounds, math.inf)], itertools.accumulate(counts)))
 
 
 class _AllNames(Collector):
@@ -228,9 +248,10 @@ class Metrics:
     def _labelled_counter(self, name: str, text: str, label: str) -> Counter:
         return Counter(OURS + name, text, [*self._labels, label], registry=self._registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Any:
-        made = Histogram(OURS + name, text, list(self._labels), buckets=buckets, registry=self._registry)
-        return made.labels(*self._labels.values())
+    def _histogram(self, name: str, text: str, bounds: tuple[float, ...]) -> _Histogram:
+        made = _Histogram(OURS + name, text, self._labels, bounds)
+        self._registry.register(made)
+        return made
 
     def finished(self, reason: str) -> None:
         self._finished.labels(*self._labels.values(), reason).inc()
