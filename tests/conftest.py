@@ -72,9 +72,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On an emulated device, the tests that launch kernels."""
-    if config.getoption("--emulate"):
-        launching = {id(item) for item in items if "backend" in getattr(item, "fixturenames", ())}
+    """On a GPU and on an emulated device, the tests that launch kernels there."""
+    if config.getoption("--emulate") or config.getoption("--gpu"):
+        wanted = {"backend"} if config.getoption("--emulate") else {"backend", "device"}
+        launching = {id(item) for item in items if wanted & set(getattr(item, "fixturenames", ()))}
         config.hook.pytest_deselected(items=[item for item in items if id(item) not in launching])
         items[:] = [item for item in items if id(item) in launching]
         for item in items:
@@ -82,26 +83,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @functools.cache
-def _build_hip() -> str:
-    """Brings the host build of the HIP kernels up to date; returns the reason if that cannot be."""
+def _build_hip(on_gpu: bool) -> str:
+    """Brings the HIP kernels for the host, or for the GPU present, up to date; returns the reason if that cannot be."""
     if os.environ.get("ROCM_INFER_HIP_BUILD"):
         return ""
+    tools, goals = build.find_tools(), ["host", "bind"]
+    if on_gpu:
+        goals.append("code_objects" if torch.version.hip else "cuda")
+        if not (tools.clang if torch.version.hip else tools.nvcc):
+            missing = "ROCm, or pip install ziglang" if torch.version.hip else "nvcc"
+            return f"hip kernels cannot be built for this GPU: install {missing}"
+    targets = build.visible_targets() if on_gpu else build.ALL_TARGETS
     try:
-        build.build(("host", "bind"))
+        build.build(tuple(goals), targets=targets, tools=tools)
     except build.BuildError as error:
         return f"hip kernels cannot be built here: {error}"
     return ""
 
 
 @pytest.fixture(autouse=True)
-def hip_host_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HIP kernels on the CPU: waves of 64 in the natural order of threads, or of 32 in another order in each launch."""
+def hip_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HIP kernels for where the test runs. On the CPU: waves of 64 in the natural order of threads, or of 32 in another order in
+    each launch."""
     case = getattr(request.node, "callspec", None)
-    elsewhere = request.config.getoption("--gpu") or request.config.getoption("--emulate")
-    if case is None or case.params.get("backend") != "hip" or elsewhere:
+    on_gpu = bool(request.config.getoption("--gpu"))
+    if case is None or case.params.get("backend") != "hip" or request.config.getoption("--emulate"):
         return
-    if reason := _build_hip():
+    if reason := _build_hip(on_gpu):
         pytest.skip(reason)
+    if on_gpu:
+        return
     small = "w32" in case.id.split("-")
     monkeypatch.setattr(_library.host_settings, "wave_size", 32 if small else 64)
     monkeypatch.setattr(_library.host_settings, "order", 1 if small else 0)
