@@ -55,7 +55,7 @@ GRID_OP(attn_decode, "o", "partial", "stats", "q", "k_cache", "v_cache", "page_t
         } else {
             bool narrow = params.k.width <= 128 && params.v.width <= 128;
             auto kernel = narrow ? attn_decode_kernel<T, 128> : attn_decode_kernel<T, 256>;
-            if (int failed = launch(args, kernel, splits, threads, params, tile_bytes<T>(params))) return failed;
+            if (int failed = launch(args, kernel, splits, threads, params, tile_bytes<T>(params, narrow ? 128 : 256))) return failed;
             return launch(args, attn_decode_merge_kernel<T>, {num_heads, q.size[0]}, threads_for(args, params.v.width, 256), params);
         }
     });

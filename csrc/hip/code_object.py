@@ -49,9 +49,7 @@ def main() -> None:
     parser.add_argument("--gfx", required=True)
     parser.add_argument("--clang", nargs="+", required=True, help="command of a clang with AMDGPU")
     parser.add_argument("--lld", nargs="+", required=True, help="command of ld.lld")
-    parser.add_argument(
-        "--rocm-headers", type=Path, help="also compile against this folder's hip/hip_runtime.h, and keep nothing of it"
-    )
+    parser.add_argument("--rocm-headers", type=Path, help="also check against this folder's hip/hip_runtime.h")
     args = parser.parse_args()
     args.output.parent.mkdir(parents=True, exist_ok=True)
     assembly, object_file = args.output.with_suffix(".s"), args.output.with_suffix(".o")
@@ -80,8 +78,8 @@ def main() -> None:
     ]
     subprocess.run([*compile_to, *depfile, "-o", str(assembly)], check=True)
     if args.rocm_headers:
-        real = ["-DGRID_USE_ROCM_HEADERS", "-isystem", str(args.rocm_headers), "-o", "/dev/null"]
-        subprocess.run([*compile_to, *real], check=True)
+        real = ["-DGRID_USE_ROCM_HEADERS", "-isystem", str(args.rocm_headers), "-fsyntax-only"]
+        subprocess.run([*args.clang, *device_only, "-Wall", "-Wextra", "-Werror", *real, str(args.source)], check=True)
     assemble = ["-target", "amdgcn-amd-amdhsa", f"-mcpu={args.gfx}", "-c", "-x", "assembler"]
     subprocess.run([*args.clang, *assemble, str(assembly), "-o", str(object_file)], check=True)
     subprocess.run([*args.lld, "-shared", str(object_file), "-o", str(args.output)], check=True)

@@ -15,6 +15,17 @@ constexpr int kBlockThreads = 256;
 // The race detector can follow fewer threads, so on the host half a block must do.
 constexpr int kFewestThreads = kOnDevice ? kBlockThreads : 128;
 constexpr int kFewestWaves = kFewestThreads / kWave;
+// On RDNA3 a tile of A or B takes 16 registers of every lane: few are left for rows on their way, none for the next ones, nor for
+// tiles that are read early, nor for the addresses that the compiler computes ahead when it knows the widths.
+#if defined(__GFX11__)
+constexpr bool kPrefetch = false, kKnowsWidths = false;
+constexpr int kMostTilesAtOnce = 2;
+GRID_DEVICE void end_of_tiles() { __builtin_amdgcn_sched_barrier(0); }
+#else
+constexpr bool kPrefetch = true, kKnowsWidths = true;
+constexpr int kMostTilesAtOnce = kTransposedReads ? 4 : 8;
+GRID_DEVICE void end_of_tiles() {}
+#endif
 
 struct CacheView {
     const void* data;  // [N, P, G, width]
@@ -53,6 +64,21 @@ GRID_DEVICE int tile_stride(int width) {
     return (width + 31) / 32 * 32 + 16 / static_cast<int>(sizeof(T));
 }
 
+// Rows in LDS. Loads past the registers leave no gaps between rows, so there neighbouring rows keep the chunks of 16 bytes of each
+// 128 in other orders instead.
+template <class T, bool kSwizzled>
+struct Tile {
+    T* data;
+    int stride;
+
+    static constexpr int kChunk = 16 / static_cast<int>(sizeof(T));
+
+    static GRID_DEVICE int order(int row) { return kSwizzled ? row / (kLdsBanks / 32) % 8 : 0; }
+    GRID_DEVICE T* at(int row, int column) const {
+        return data + row * stride + (column / kChunk ^ order(row)) * kChunk + column % kChunk;
+    }
+};
+
 struct Block {
     int kv_head, first_row, batch, split;
     int len;        // tokens of the sequence
@@ -80,17 +106,17 @@ GRID_DEVICE const float* cosines_of(const DecodeParams& p, int batch, int token)
 }
 
 // The block's queries into LDS, rotated, zeros where there are none.
-template <class T>
-GRID_DEVICE void stage_queries(const DecodeParams& p, const Block& block, T* tile, int stride) {
-    for (int i = thread_x(); i < kRows * stride; i += num_threads()) {
-        int row = block.first_row + i / stride, column = i % stride;
+template <class T, bool kSwizzled>
+GRID_DEVICE void stage_queries(const DecodeParams& p, const Block& block, const Tile<T, kSwizzled>& tile) {
+    for (int i = thread_x(); i < kRows * tile.stride; i += num_threads()) {
+        int row = block.first_row + i / tile.stride, column = i % tile.stride;
         float value = 0.0f;
         if (row < block.num_rows && column < p.k.width) {
             int token = row / p.heads, head = block.kv_head * p.heads + row % p.heads;
             const T* q = static_cast<const T*>(p.q) + block.batch * p.q_batch_stride + token * p.q_token_stride + head * p.q_head_stride;
             value = rotated_element(p, q, column, cosines_of(p, block.batch, token));
         }
-        tile[i] = from_float<T>(value);
+        *tile.at(i / tile.stride, column) = from_float<T>(value);
     }
 }
 
@@ -99,34 +125,34 @@ struct alignas(16) Chunk {
 };
 
 // A tile of kTokens cache rows on its way from memory to LDS through registers, so that the loads of the next tile fly while this
-// one is worked on. kChunks * threads chunks of 16 bytes hold it.
-template <class T, int kChunks>
+// one is worked on. kChunks * threads chunks of 16 bytes hold it. kCodes: the cache may be fp8.
+template <class T, int kChunks, bool kCodes>
 struct Staged {
     Chunk chunks[kChunks];
 
-    GRID_DEVICE void fetch(const DecodeParams& p, const Block& block, const CacheView& view, int first, int end, const int* pages, const int* slots) {
-        int item = p.type.is_fp8 ? 1 : static_cast<int>(sizeof(T)), per_row = view.width * item / 16;
+    GRID_DEVICE void fetch(const DecodeParams& p, const Block& block, const CacheView& view, int first, int end, const i64* rows, int skip = 0) {
+        bool codes = kCodes && p.type.is_fp8;
+        int item = codes ? 1 : static_cast<int>(sizeof(T)), per_row = view.width * item / 16;
         GRID_UNROLL for (int i = 0; i < kChunks; ++i) {
-            int c = thread_x() + i * num_threads(), row = c / per_row, token = first + row;
+            int c = thread_x() + (skip + i) * num_threads(), row = c / per_row, token = first + row;
             Chunk chunk = {};
             if (row < kTokens && token >= block.start && token < end) {
-                int local = token - block.split * kSplit;
-                i64 element = pages[local] * view.page_stride + slots[local] * view.slot_stride + block.kv_head * view.head_stride;
-                const char* from = static_cast<const char*>(view.data) + element * item + (c - row * per_row) * 16;
+                const char* from = static_cast<const char*>(view.data) + rows[token - block.split * kSplit] * item + (c - row * per_row) * 16;
                 chunk = *reinterpret_cast<const Chunk*>(from);
             }
             chunks[i] = chunk;
         }
     }
 
-    GRID_DEVICE void put(const DecodeParams& p, const CacheView& view, T* tile, int stride) const {
-        int item = p.type.is_fp8 ? 1 : static_cast<int>(sizeof(T)), per_row = view.width * item / 16;
+    template <bool kSwizzled>
+    GRID_DEVICE void put(const DecodeParams& p, const CacheView& view, const Tile<T, kSwizzled>& tile, int skip = 0) const {
+        bool codes = kCodes && p.type.is_fp8;
+        int item = codes ? 1 : static_cast<int>(sizeof(T)), per_row = view.width * item / 16;
         GRID_UNROLL for (int i = 0; i < kChunks; ++i) {
-            int c = thread_x() + i * num_threads(), row = c / per_row, column = (c - row * per_row) * 16 / item;
+            int c = thread_x() + (skip + i) * num_threads(), row = c / per_row, column = (c - row * per_row) * 16 / item;
             if (row >= kTokens) continue;
-            T* to = tile + row * stride + column;
-            if (!p.type.is_fp8) {
-                *reinterpret_cast<Chunk*>(to) = chunks[i];
+            if (!codes) {
+                *reinterpret_cast<Chunk*>(tile.at(row, column)) = chunks[i];
             } else {
                 constexpr int kVector = 16 / sizeof(T);
                 GRID_UNROLL for (int j = 0; j < 16; j += kVector) {
@@ -135,23 +161,51 @@ struct Staged {
                         u8 code = static_cast<u8>(chunks[i].words[(j + n) / 4] >> 8 * ((j + n) % 4));
                         wide.v[n] = from_float<T>(decode(fp8{code}, p.type.fnuz));
                     }
-                    store(to + j, wide);
+                    store(tile.at(row, column + j), wide);
                 }
             }
         }
     }
 };
 
+// The same tile in pieces, each of which is in LDS before the next is asked for.
+template <int kChunks, bool kCodes, class T, bool kSwizzled>
+GRID_DEVICE void copy_tile(const DecodeParams& p, const Block& block, const CacheView& view, int first, int end, const i64* rows, const Tile<T, kSwizzled>& tile) {
+    constexpr int kPiece = 3;
+    for (int skip = 0; skip < kChunks; skip += kPiece) {
+        Staged<T, kPiece, kCodes> part;
+        part.fetch(p, block, view, first, end, rows, skip);
+        part.put(p, view, tile, skip);
+    }
+}
+
+// The same tile straight to LDS, which keeps the registers free for other blocks' work. Rows that nobody may see become zeros.
+template <int kWidth, class T>
+GRID_DEVICE void load_tile(const Block& block, const CacheView& view, int first, int end, const i64* rows, const Tile<T, true>& tile) {
+    constexpr int kChunk = Tile<T, true>::kChunk, kPerRow = kWidth / kChunk;
+    GRID_UNROLL for (int i = 0; i < (kTokens * kPerRow + kFewestThreads - 1) / kFewestThreads; ++i) {
+        int base = i * num_threads(), place = base + thread_x(), row = place / kPerRow, token = first + row;
+        if (row >= kTokens) continue;
+        if (token >= block.start && token < end) {
+            i64 element = rows[token - block.split * kSplit] + (place % kPerRow ^ tile.order(row)) * kChunk;
+            load_to_lds(static_cast<const T*>(view.data) + element, tile.data + (base + wave() * kWave) * kChunk);
+        } else {
+            *reinterpret_cast<Chunk*>(tile.data + place * kChunk) = {};
+        }
+    }
+    wait_for_lds();
+}
+
 // The new rows of the tile, rotated and rounded as the cache holds them; the block of the first queries also writes the cache.
-template <class T>
-GRID_DEVICE void stage_new_rows(const DecodeParams& p, const Block& block, int first, T* tile, int stride, const int* pages, const int* slots) {
+template <class T, bool kSwizzled>
+GRID_DEVICE void stage_new_rows(const DecodeParams& p, const Block& block, int first, const Tile<T, kSwizzled>& tile, const i64* rows) {
     int begin = larger(first, block.len - p.num_tokens), end = smaller(first + kTokens, block.end);
     int width = p.k.width;
     for (int i = thread_x(); i < (end - begin) * width; i += num_threads()) {
-        int token = begin + i / width, column = i % width, number = token - (block.len - p.num_tokens), local = token - block.split * kSplit;
+        int token = begin + i / width, column = i % width, number = token - (block.len - p.num_tokens);
         const T* row = static_cast<const T*>(p.kv_new) + block.batch * p.new_batch_stride + number * p.new_token_stride;
         float value[1] = {rotated_element(p, row, column, cosines_of(p, block.batch, number))};
-        i64 element = pages[local] * p.k.page_stride + slots[local] * p.k.slot_stride + column;
+        i64 element = rows[token - block.split * kSplit] + column;
         T kept = from_float<T>(value[0]);
         if (p.type.is_fp8) {
             value[0] = value[0] / p.type.scale;
@@ -161,7 +215,7 @@ GRID_DEVICE void stage_new_rows(const DecodeParams& p, const Block& block, int f
         } else if (block.first_row == 0) {
             static_cast<T*>(p.cache)[element] = kept;
         }
-        tile[(token - first) * stride + column] = kept;
+        *tile.at(token - first, column) = kept;
     }
 }
 
@@ -169,25 +223,28 @@ GRID_DEVICE void stage_new_rows(const DecodeParams& p, const Block& block, int f
 // Traffic: each cache row of the split comes from memory once per 16 queries, in 16-byte loads, and once more through LDS.
 // A step of 32 tokens: rows to LDS; scores, waves sharing out tokens and K; softmax, 32 lanes per query; weights times values,
 // waves sharing out columns. Values overwrite the keys in LDS, unless they are the keys' first columns (kShared).
+// kExact: widths are kMaxK and kMaxV and the cache has the type of q; there rows go past the registers where the chip can do that.
 // Needs: widths of 16 * n up to kMaxK and kMaxV; cache rows at multiples of 16 bytes.
-template <class T, int kMaxK, int kMaxV, bool kShared>
+template <class T, int kMaxK, int kMaxV, bool kShared, bool kExact = false>
 GRID_DEVICE void decode_split(const DecodeParams& p) {
+    constexpr bool kDirect = kExact && kLoadsToLds;
     constexpr int kChunksK = (kTokens * kMaxK * sizeof(T) / 16 + kFewestThreads - 1) / kFewestThreads;
     constexpr int kChunksV = (kTokens * kMaxV * sizeof(T) / 16 + kFewestThreads - 1) / kFewestThreads;
     constexpr int kGroups = kFewestWaves / 2;
     constexpr int kSteps = ((kMaxK + 31) / 32 + kGroups - 1) / kGroups;
     constexpr int kColumns = (kMaxV / 16 + kFewestWaves - 1) / kFewestWaves;
+    constexpr int kAtOnce = kColumns < kMostTilesAtOnce ? kColumns : kMostTilesAtOnce;
     constexpr int kScoreStride = kTokens + 4;
     constexpr int kWeightStride = kTokens + 16 / sizeof(T);
     constexpr int kParts = kBlockThreads / kWave / 2;
-    GRID_SHARED(int, pages, kSplit);
-    GRID_SHARED(int, slots, kSplit);
+    GRID_SHARED(i64, k_rows, kSplit);
+    GRID_SHARED(i64, v_rows, kShared ? 1 : kSplit);
     GRID_SHARED(float, scores, kParts * kRows * kScoreStride);
     GRID_SHARED(T, weights, kRows * kWeightStride);
     GRID_SHARED(float, row_max, kRows);
     GRID_SHARED(float, row_sum, kRows);
     GRID_SHARED(float, row_factor, kRows);
-    GRID_DYNAMIC_SHARED(T, tile);
+    GRID_DYNAMIC_SHARED(T, lds);
 
     int row_blocks = (p.num_tokens * p.heads + kRows - 1) / kRows;
     Block block{block_x() / row_blocks, block_x() % row_blocks * kRows, block_z(), block_y(), p.kv_len[block_z()], 0, 0, p.num_tokens * p.heads};
@@ -201,47 +258,59 @@ GRID_DEVICE void decode_split(const DecodeParams& p) {
     for (int i = thread_x(); i < kSplit; i += num_threads()) {
         int token = split_start + i;
         bool used = token >= block.start && token < block.end;
-        pages[i] = used ? table[token / p.page_size] : 0;
-        slots[i] = used ? token % p.page_size : 0;
+        i64 page = used ? table[token / p.page_size] : 0, slot = used ? token % p.page_size : 0;
+        k_rows[i] = page * p.k.page_stride + slot * p.k.slot_stride + block.kv_head * p.k.head_stride;
+        if (!kShared) v_rows[i] = page * p.v.page_stride + slot * p.v.slot_stride + block.kv_head * p.v.head_stride;
     }
     for (int r = thread_x(); r < kRows; r += num_threads()) row_max[r] = kMinusInf, row_sum[r] = 0.0f;
-    int k_stride = tile_stride<T>(p.k.width), v_stride = kShared ? k_stride : tile_stride<T>(p.v.width);
-    stage_queries(p, block, tile, k_stride);
+    int k_width = kExact ? kMaxK : p.k.width, v_width = kExact ? kMaxV : p.v.width;
+    int k_stride = kExact ? kMaxK : tile_stride<T>(k_width), v_stride = kShared ? k_stride : tile_stride<T>(v_width);
+    Tile<T, kExact> keys{lds, k_stride}, values{lds, v_stride};
+    stage_queries(p, block, keys);
     sync();
 
     // Scores: even waves take tokens 0..15 of a step, odd waves 16..31; pairs of waves share out the steps along K.
-    int half = wave() % 2, group = wave() / 2, num_groups = num_waves() / 2, num_steps = (p.k.width + 31) / 32;
+    int waves = kOnDevice ? kFewestWaves : num_waves();
+    int half = wave() % 2, group = wave() / 2, num_groups = waves / 2, num_steps = (k_width + 31) / 32;
     Fragment<T> q[kSteps];
     GRID_UNROLL for (int s = 0; s < kSteps; ++s) {
         int step = group + s * num_groups;
-        if (step < num_steps) q[s] = load_a(tile + step * 32, k_stride);
+        if (step < num_steps) q[s] = load_a<T>([&](int row, int k) { return keys.at(row, step * 32 + k); });
     }
     sync();
     // Columns behind the width are read as K and must be zero; the rows that follow leave them alone.
-    for (int i = thread_x(); i < kTokens * (k_stride - p.k.width); i += num_threads())
-        tile[i / (k_stride - p.k.width) * k_stride + p.k.width + i % (k_stride - p.k.width)] = from_float<T>(0.0f);
+    for (int i = thread_x(); i < kTokens * (k_stride - k_width); i += num_threads())
+        *keys.at(i / (k_stride - k_width), k_width + i % (k_stride - k_width)) = from_float<T>(0.0f);
 
     int stored_end = p.kv_new ? smaller(block.end, block.len - p.num_tokens) : block.end;
     int first = split_start + (block.start - split_start) / kTokens * kTokens;
-    Staged<T, kChunksK> k_rows;
-    Staged<T, kShared ? 1 : kChunksV> v_rows;
-    k_rows.fetch(p, block, p.k, first, stored_end, pages, slots);
-    if (!kShared) v_rows.fetch(p, block, p.v, first, stored_end, pages, slots);
+    Staged<T, kDirect || !kPrefetch ? 1 : kChunksK, !kExact> staged_keys;
+    Staged<T, kShared || !kPrefetch ? 1 : kChunksV, !kExact> staged_values;
+    if (kPrefetch && !kDirect) staged_keys.fetch(p, block, p.k, first, stored_end, k_rows);
+    if (kPrefetch && !kShared) staged_values.fetch(p, block, p.v, first, stored_end, v_rows);
     Accumulator out[kColumns] = {};
 
     for (; first < block.end; first += kTokens) {
-        k_rows.put(p, p.k, tile, k_stride);
+        if constexpr (kDirect) {
+            load_tile<kMaxK>(block, p.k, first, stored_end, k_rows, keys);
+        } else if constexpr (kPrefetch) {
+            staged_keys.put(p, p.k, keys);
+        } else {
+            copy_tile<kChunksK, !kExact>(p, block, p.k, first, stored_end, k_rows, keys);
+        }
         if (p.kv_new && first + kTokens > block.len - p.num_tokens) {
             sync();
-            stage_new_rows(p, block, first, tile, k_stride, pages, slots);
+            stage_new_rows(p, block, first, keys, k_rows);
         }
-        if (first + kTokens < block.end) k_rows.fetch(p, block, p.k, first + kTokens, stored_end, pages, slots);
+        bool more = kPrefetch && first + kTokens < block.end;
+        if (more && !kDirect) staged_keys.fetch(p, block, p.k, first + kTokens, stored_end, k_rows);
         sync();
 
         Accumulator score = {};
         GRID_UNROLL for (int s = 0; s < kSteps; ++s) {
             int step = group + s * num_groups;
-            if (step < num_steps) mma(score, q[s], load_b_columns(tile + half * 16 * k_stride + step * 32, k_stride));
+            if (step < num_steps) mma(score, q[s], load_b_columns<T>([&](int column, int k) { return keys.at(half * 16 + column, step * 32 + k); }));
+            end_of_tiles();
         }
         GRID_UNROLL for (int i = 0; i < kTileC; ++i)
             scores[(group * kRows + c_row(lane(), i)) * kScoreStride + half * 16 + c_col(lane(), i)] = score.v[i];
@@ -265,35 +334,43 @@ GRID_DEVICE void decode_split(const DecodeParams& p) {
             wave_sync();
             if (column == 0) row_max[r] = new_max, row_sum[r] = old_sum * factor + sum, row_factor[r] = factor;
         }
-        if (!kShared) {
-            v_rows.put(p, p.v, tile, v_stride);
-            if (first + kTokens < block.end) v_rows.fetch(p, block, p.v, first + kTokens, stored_end, pages, slots);
+        if constexpr (!kShared && kPrefetch) {
+            staged_values.put(p, p.v, values);
+            if (more) staged_values.fetch(p, block, p.v, first + kTokens, stored_end, v_rows);
+        } else if constexpr (!kShared) {
+            copy_tile<kChunksV, !kExact>(p, block, p.v, first, stored_end, v_rows, values);
         }
         sync();
 
-        Fragment<T> a = load_a<T>(weights, kWeightStride);
-        float factors[kTileC];
-        GRID_UNROLL for (int i = 0; i < kTileC; ++i) factors[i] = row_factor[c_row(lane(), i)];
-        GRID_UNROLL for (int n = 0; n < kColumns; ++n) {
-            int column_tile = wave() + n * num_waves();
-            if (column_tile * 16 >= p.v.width) continue;
-            GRID_UNROLL for (int i = 0; i < kTileC; ++i) out[n].v[i] *= factors[i];
-            mma(out[n], a, load_b_rows(tile + column_tile * 16, v_stride));
+        // A wave owns 16 * kColumns neighbouring columns; what lies behind the width is read, but goes nowhere.
+        int first_column = wave() * 16 * kColumns;
+        if (first_column < v_width) {
+            Fragment<T> a = load_a<T>([&](int row, int k) { return weights + row * kWeightStride + k; });
+            float factors[kTileC];
+            GRID_UNROLL for (int i = 0; i < kTileC; ++i) factors[i] = row_factor[c_row(lane(), i)];
+            GRID_UNROLL for (int n = 0; n < kColumns; n += kAtOnce) {
+                Fragment<T> b[kAtOnce];
+                load_b_rows<kColumns>(b, n, [&](int k, int c) { return values.at(k, first_column + c); });
+                GRID_UNROLL for (int t = 0; t < kAtOnce; ++t) {
+                    GRID_UNROLL for (int i = 0; i < kTileC; ++i) out[n + t].v[i] *= factors[i];
+                    mma(out[n + t], a, b[t]);
+                }
+                end_of_tiles();
+            }
         }
         sync();
         // Values were wider than keys, or narrower: what K reads behind its width must be zero again.
-        if (!kShared && p.k.width % 32 && first + kTokens < block.end)
-            for (int i = thread_x(); i < kTokens * 16; i += num_threads()) tile[i / 16 * k_stride + p.k.width + i % 16] = from_float<T>(0.0f);
+        if (!kShared && k_width % 32 && first + kTokens < block.end)
+            for (int i = thread_x(); i < kTokens * 16; i += num_threads()) *keys.at(i / 16, k_width + i % 16) = from_float<T>(0.0f);
     }
 
     i64 place = (static_cast<i64>(block.batch) * p.num_splits + block.split) * p.num_kv_heads * block.num_rows + block.kv_head * block.num_rows + block.first_row;
-    int rows = smaller(kRows, block.num_rows - block.first_row);
-    GRID_UNROLL for (int n = 0; n < kColumns; ++n) {
-        int column_tile = wave() + n * num_waves();
-        if (column_tile * 16 >= p.v.width) continue;
-        GRID_UNROLL for (int i = 0; i < kTileC; ++i) {
-            int r = c_row(lane(), i);
-            if (r < rows) p.partial[(place + r) * p.v.width + column_tile * 16 + c_col(lane(), i)] = out[n].v[i];
+    int rows = smaller(kRows, block.num_rows - block.first_row), first_column = wave() * 16 * kColumns;
+    GRID_UNROLL for (int i = 0; i < kTileC; ++i) {
+        int r = c_row(lane(), i);
+        GRID_UNROLL for (int n = 0; n < kColumns; ++n) {
+            int c = first_column + spread_column<T, kColumns>(c_col(lane(), i), n);
+            if (r < rows && c < v_width) p.partial[(place + r) * v_width + c] = out[n].v[i];
         }
     }
     for (int r = thread_x(); r < rows; r += num_threads()) {
@@ -339,10 +416,12 @@ inline int check_cache(const Args& args, const char* name, const Tensor& cache, 
     return 0;
 }
 
+// LDS for a tile; the last row is read up to the widest value row that the kernel is made for.
 template <class T>
-i64 tile_bytes(const DecodeParams& p) {
+i64 tile_bytes(const DecodeParams& p, int most_v) {
     int widest = p.k.width > p.v.width ? p.k.width : p.v.width;
-    return static_cast<i64>(kTokens) * ((widest + 31) / 32 * 32 + 16 / sizeof(T)) * sizeof(T);
+    i64 stride = (widest + 31) / 32 * 32 + 16 / static_cast<int>(sizeof(T));
+    return (kTokens * stride + (most_v > stride ? most_v - stride : 0)) * static_cast<i64>(sizeof(T));
 }
 
 }  // namespace grid

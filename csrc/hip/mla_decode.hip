@@ -8,8 +8,11 @@ template <class T>
 constexpr int kWidest = sizeof(T) == 4 ? 288 : 576;
 
 template <class T>
+constexpr int kWidestLatent = sizeof(T) == 4 ? 256 : 512;
+
+template <class T, bool kExact>
 GRID_KERNEL(256) void mla_decode_kernel(const DecodeParams p) {
-    decode_split<T, kWidest<T>, sizeof(T) == 4 ? 256 : 512, true>(p);
+    decode_split<T, kWidest<T>, kWidestLatent<T>, true, kExact && kKnowsWidths>(p);
 }
 
 template <class T>
@@ -67,7 +70,11 @@ GRID_OP(mla_decode, "o", "partial", "stats", "q", "kv_new", "cache", "page_table
         if constexpr (sizeof(T) == 4 && !kHasF32Tiles) {
             return fail(args, "q: expected bfloat16 or float16 on this chip, got float32");
         } else {
-            if (int failed = launch(args, mla_decode_kernel<T>, splits, threads, params, tile_bytes<T>(params))) return failed;
+            auto kernel = mla_decode_kernel<T, false>;
+            i64 lds_bytes = tile_bytes<T>(params, kWidestLatent<T>);
+            if constexpr (sizeof(T) == 2)  // the sizes of DeepSeek-V2, V3 and R1
+                if (width == kWidest<T> && latent == kWidestLatent<T> && !codes) kernel = mla_decode_kernel<T, true>;
+            if (int failed = launch(args, kernel, splits, threads, params, lds_bytes)) return failed;
             return launch(args, mla_decode_merge_kernel<T>, {num_tokens * num_heads, q.size[0]}, threads_for(args, latent, 256), params);
         }
     });

@@ -9,6 +9,7 @@
 //   shfl(value, lane) ballot(predicate)              all lanes of the wave must take part
 //   GRID_SHARED(type, name, count)                   an array in LDS; GRID_DYNAMIC_SHARED(type, name): the launch's `lds_bytes`
 //   atomic_add, atomic_max                           on LDS or memory, integers only: float atomics would not reproduce
+//   load_to_lds(from, to) wait_for_lds()             16 bytes per lane past the registers, where kLoadsToLds
 //   publish(flag, value) wait_for(flag, least)       order between blocks, launches and GPUs: what was stored before publish is seen
 //                                                    after a wait_for that it ended; in_memory(address): a pointer that came as a number
 //

@@ -171,44 +171,72 @@ inline void mma(Accumulator& c, const Fragment<T>& a, const Fragment<T>& b GRID_
 
 #endif
 
-// A from rows in memory: element (row, k) at row * stride + k. Rows must start at multiples of 16 bytes, and so must `stride`.
-template <class T>
-GRID_DEVICE Fragment<T> load_a(const T* rows, int stride) {
+// A from rows in memory: at(row, k) is the address of an element; those of 16 bytes along k are neighbours.
+template <class T, class At>
+GRID_DEVICE Fragment<T> load_a(At at) {
     Fragment<T> out;
 #if defined(__CUDACC__)
-    GRID_UNROLL for (int i = 0; i < kTileAB; ++i) out.v[i] = rows[a_row(lane(), i) * stride + a_k(lane(), i)];
+    GRID_UNROLL for (int i = 0; i < kTileAB; ++i) out.v[i] = *at(a_row(lane(), i), a_k(lane(), i));
 #else
     constexpr int kVector = 16 / sizeof(T);
     GRID_UNROLL for (int i = 0; i < kTileAB; i += kVector) {
-        Vec<T, kVector> part = load<kVector>(rows + a_row(lane(), i) * stride + a_k(lane(), i));
+        Vec<T, kVector> part = load<kVector>(at(a_row(lane(), i), a_k(lane(), i)));
         GRID_UNROLL for (int j = 0; j < kVector; ++j) out.v[i + j] = part.v[j];
     }
 #endif
     return out;
 }
 
-// B whose columns are rows in memory: element (k, column) at column * stride + k.
-template <class T>
-GRID_DEVICE Fragment<T> load_b_columns(const T* columns, int stride) {
+// B whose columns are rows in memory: at(column, k).
+template <class T, class At>
+GRID_DEVICE Fragment<T> load_b_columns(At at) {
     Fragment<T> out;
 #if defined(__CUDACC__)
-    GRID_UNROLL for (int i = 0; i < kTileAB; ++i) out.v[i] = columns[b_col(lane(), i) * stride + b_k(lane(), i)];
+    GRID_UNROLL for (int i = 0; i < kTileAB; ++i) out.v[i] = *at(b_col(lane(), i), b_k(lane(), i));
 #else
     constexpr int kVector = 16 / sizeof(T);
     GRID_UNROLL for (int i = 0; i < kTileAB; i += kVector) {
-        Vec<T, kVector> part = load<kVector>(columns + b_col(lane(), i) * stride + b_k(lane(), i));
+        Vec<T, kVector> part = load<kVector>(at(b_col(lane(), i), b_k(lane(), i)));
         GRID_UNROLL for (int j = 0; j < kVector; ++j) out.v[i + j] = part.v[j];
     }
 #endif
     return out;
 }
 
-// B whose rows are rows in memory: element (k, column) at k * stride + column.
-template <class T>
-GRID_DEVICE Fragment<T> load_b_rows(const T* rows, int stride) {
-    Fragment<T> out;
-    GRID_UNROLL for (int i = 0; i < kTileAB; ++i) out.v[i] = rows[b_k(lane(), i) * stride + b_col(lane(), i)];
-    return out;
+// Which of the 16 * tiles columns is column `c` of tile `t`, where load_b_rows made the tiles.
+template <class T, int kTiles>
+GRID_DEVICE int spread_column(int c, int t) {
+    return kTransposedReads && sizeof(T) == 2 ? 16 * t + c : kTiles * c + t;
+}
+
+// B tiles first..first+count of the kTiles that share 16 * kTiles columns, from rows in LDS: at(k, column). Neighbours in a row are
+// 16 bytes long. Chips that transpose while they read get tiles side by side; on others a lane reads neighbours of a row as one and
+// hands them to one tile each.
+template <int kTiles, int kCount, class T, class At>
+GRID_DEVICE void load_b_rows(Fragment<T> (&out)[kCount], int first, At at) {
+#if defined(__gfx950__)
+    if constexpr (sizeof(T) == 2) {
+        using Part = short __attribute__((ext_vector_type(4)));
+        // Four lanes read 4 rows of 16 columns; lane c of 16 receives column c.
+        int row = lane() / 16 * 8 + lane() % 16 / 4, column = lane() % 4 * 4;
+        GRID_UNROLL for (int t = 0; t < kCount; ++t) GRID_UNROLL for (int i = 0; i < 8; i += 4) {
+            auto* from = (__attribute__((address_space(3))) Part*)at(row + i, 16 * (first + t) + column);
+            Part part = __builtin_amdgcn_ds_read_tr16_b64_v4i16(from);
+            GRID_UNROLL for (int j = 0; j < 4; ++j) out[t].v[i + j] = bits_of<T>(static_cast<short>(part[j]));
+        }
+        return;
+    }
+#endif
+#if defined(__CUDACC__)
+    GRID_UNROLL for (int t = 0; t < kCount; ++t) GRID_UNROLL for (int i = 0; i < kTileAB; ++i)
+        out[t].v[i] = *at(b_k(lane(), i), kTiles * b_col(lane(), i) + first + t);
+#else
+    constexpr int kVector = kCount * sizeof(T) < 16 ? kCount : 16 / static_cast<int>(sizeof(T));
+    GRID_UNROLL for (int i = 0; i < kTileAB; ++i) GRID_UNROLL for (int t = 0; t < kCount; t += kVector) {
+        Vec<T, kVector> part = load<kVector>(at(b_k(lane(), i), kTiles * b_col(lane(), i) + first + t));
+        GRID_UNROLL for (int j = 0; j < kVector; ++j) out[t + j].v[i] = part.v[j];
+    }
+#endif
 }
 
 }  // namespace grid

@@ -84,6 +84,21 @@ GRID_DEVICE T atomic_max(T* address, T value) {
     return __hip_atomic_fetch_max(address, value, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
 
+// 16 bytes per lane from memory to LDS, past the registers: lane l's bytes land at `to` + 16 * l. They are there after
+// wait_for_lds(), for the wave that asked.
+#if defined(__gfx950__)
+constexpr bool kLoadsToLds = true, kTransposedReads = true;
+constexpr int kLdsBanks = 64;
+GRID_DEVICE void load_to_lds(const void* from, void* to) {
+    __builtin_amdgcn_global_load_lds((__attribute__((address_space(1))) void*)from, (__attribute__((address_space(3))) void*)to, 16, 0, 0);
+}
+#else
+constexpr bool kLoadsToLds = false, kTransposedReads = false;
+constexpr int kLdsBanks = 32;
+GRID_DEVICE void load_to_lds(const void*, void*) {}
+#endif
+GRID_DEVICE void wait_for_lds() { __builtin_amdgcn_s_waitcnt(0x0F70); }  // vmcnt(0)
+
 // An address that was read as a number, told to be of device memory: as a generic one it would be accessed by flat instructions.
 GRID_DEVICE char* in_memory(unsigned long long address) { return (char*)(__attribute__((address_space(1))) char*)address; }
 

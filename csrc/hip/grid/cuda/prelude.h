@@ -51,6 +51,11 @@ GRID_DEVICE T atomic_max(T* address, T value) {
     return atomicMax(address, value);
 }
 
+constexpr bool kLoadsToLds = false, kTransposedReads = false;
+constexpr int kLdsBanks = 32;
+GRID_DEVICE void load_to_lds(const void*, void*) {}
+GRID_DEVICE void wait_for_lds() {}
+
 GRID_DEVICE char* in_memory(unsigned long long address) { return reinterpret_cast<char*>(address); }
 GRID_DEVICE void publish(unsigned long long* flag, unsigned long long value) {
     asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");

@@ -36,9 +36,15 @@ struct Site {
 
 struct Thread {
     int thread, block[3], num_threads;
+    // Loads to LDS that have not arrived yet.
+    struct {
+        const void* from;
+        char* to;
+    } loads[32];
+    int num_loads;
 };
 
-extern const Thread* current;
+extern Thread* current;
 
 // Runs once for the wave: operands[l] points to what lane l handed in.
 using Collective = void (*)(void** operands);
@@ -113,6 +119,18 @@ inline T atomic_max(T* address, T value) {
     T old = __atomic_load_n(address, __ATOMIC_RELAXED);
     if (old < value) __atomic_store_n(address, value, __ATOMIC_RELAXED);
     return old;
+}
+
+// Waves of 64 have loads to LDS, as on gfx950; what they bring arrives when it is waited for, not before.
+constexpr bool kLoadsToLds = kWave == 64, kTransposedReads = false;
+constexpr int kLdsBanks = 32;
+inline void load_to_lds(const void* from, void* to) {
+    if (host::current->num_loads == 32) __builtin_trap();  // more than any kernel here keeps in flight
+    host::current->loads[host::current->num_loads++] = {from, static_cast<char*>(to) + 16 * lane()};
+}
+inline void wait_for_lds() {
+    for (int i = 0; i < host::current->num_loads; ++i) __builtin_memcpy(host::current->loads[i].to, host::current->loads[i].from, 16);
+    host::current->num_loads = 0;
 }
 
 inline char* in_memory(unsigned long long address) { return reinterpret_cast<char*>(address); }

@@ -456,7 +456,7 @@ Block* start_block(Queued& queued) {
     block->fibers.clear();
     for (int t = 0; t < launch.threads; ++t) {
         block->fibers.push_back(take_fiber());
-        prepare(*block->fibers.back(), *block, {t, {x, y, z}, launch.threads});
+        prepare(*block->fibers.back(), *block, {t, {x, y, z}, launch.threads, {}, 0});
     }
     return block;
 }
@@ -550,7 +550,7 @@ const char* symbol_of(const void* kernel) {
 
 }  // namespace
 
-const Thread* current = nullptr;
+Thread* current = nullptr;
 
 void collective(Collective run, void* operand, const char* what, Site site) { wait(State::kCollective, run, operand, what, site); }
 
