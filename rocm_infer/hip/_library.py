@@ -165,6 +165,9 @@ class Kernel:
         if device.type == "cpu" and host_settings.emulator is not None:
             host_settings.emulator.launch(self, tensors, scalars)
             return
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):  # a launch goes to the current device
+                return self.launch(*tensors, **scalars)
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         library_for(device).call(self.op, self.arguments(tensors), self.numbers(scalars), stream)
 
