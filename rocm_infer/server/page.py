@@ -9,7 +9,10 @@ from aiohttp import web
 
 PAGE = Path(__file__).parent / "static" / "index.html"
 # The page's own script and style, and requests to this server: nothing else.
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 async def chat_page(request: web.Request) -> web.FileResponse:
