@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which request computes which tokens in the next step, and what happens to it afterwards. Integers only, no tensors.
 
-One step mixes one token of every decoding request with chunks of prompts, up to a token budget. Waiting requests are admitted
-in order of service (priority, then arrival) once the pages they will need, prompt and expected output, can be set aside. If
-that expectation was too low and pages run out, the last request in order of service is preempted: it keeps its tokens, gives
-back its pages, and is computed again later.
+One step mixes one token of every decoding request with chunks of prompts, up to a token budget. The first running request in
+order of service (priority, then arrival) advances in every step, so that none starves. Waiting requests are admitted in the same
+order once the pages they will need, prompt and expected output, can be set aside. If that expectation was too low and pages run
+out, the last request in order of service is preempted: it keeps its tokens, gives back its pages, and is computed again later.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Scheduler:
 
     def _continue_prompts(self, budget: int) -> list[Chunk]:
         chunks: list[Chunk] = []
-        for request in list(self.prefilling):
+        for request in sorted(self.prefilling, key=lambda request: request.rank):
             if budget > 0 and request.status is Status.RUNNING:
                 count = min(budget, len(request.tokens) - request.num_computed)
                 if self._grow(request, request.num_computed + count):
