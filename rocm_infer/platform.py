@@ -49,6 +49,12 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def exact_sums() -> None:
+    """Library products of 16-bit matrices add up in fp32, however they split K, as the contract of `gemm` says."""
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
 def usable_cores() -> int:
     """CPU cores this process may keep busy: its affinity, cut by the CPU quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,6 +22,7 @@ import torch
 
 from rocm_infer.hip import _library, build
 from rocm_infer.ops import _op
+from rocm_infer.platform import exact_sums
 
 hypothesis.settings.register_profile("dev", max_examples=20, deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("brief", max_examples=3, deadline=None, derandomize=True)
@@ -43,6 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--gpu") and not torch.cuda.is_available():
         raise pytest.UsageError("--gpu: torch sees no GPU; on AMD install a ROCm build of torch (README, section AMD)")
+    if config.getoption("--gpu"):
+        exact_sums()
     if config.getoption("--emulate"):
         hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "emulated"))
     elif not config.getoption("--gpu"):

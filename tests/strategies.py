@@ -29,9 +29,9 @@ def normal(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
 
 
-def strided(x: torch.Tensor, gap: int = 3) -> torch.Tensor:
-    """The same values as a view whose rows lie `gap` elements apart, NaN in between."""
-    wide = torch.full((*x.shape[:-1], x.shape[-1] + gap), float("nan")).to(x.dtype) if x.is_floating_point() else None
+def strided(x: torch.Tensor, gap: int = 3, device: str = "cpu") -> torch.Tensor:
+    """The same values as a view whose rows lie `gap` elements apart, NaN in between; made on the device, for a move closes gaps."""
+    wide = torch.full((*x.shape[:-1], x.shape[-1] + gap), float("nan")).to(device, x.dtype) if x.is_floating_point() else None
     assert wide is not None, "strided: expected a floating type"
     view = wide[..., : x.shape[-1]]
     view.copy_(x)

@@ -22,7 +22,7 @@ from rocm_infer.models.decoder import Decoder
 from rocm_infer.models.hf_config import HfConfig, token_ids
 from rocm_infer.models.loader import Checkpoint, DummyWeights, Inventory
 from rocm_infer.ops._op import Ops
-from rocm_infer.platform import resolve_device
+from rocm_infer.platform import exact_sums, resolve_device
 
 
 class Family(NamedTuple):
@@ -128,7 +128,10 @@ def check_backend(config: ModelConfig, settings: EngineConfig, device: torch.dev
 def _device(settings: EngineConfig) -> torch.device:
     """Where the tensors lie; an emulated device is made ready first. Raises ConfigError."""
     if not settings.device.startswith("emulated:"):
-        return resolve_device(settings.device)
+        device = resolve_device(settings.device)
+        if device.type == "cuda":
+            exact_sums()
+        return device
     from rocm_infer.emulator.session import start
 
     try:

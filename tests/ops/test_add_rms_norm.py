@@ -25,7 +25,9 @@ def arguments(rows: int, width: int, dtype: torch.dtype, seed: int) -> tuple[tor
 def test_agrees_with_float64(backend, device, rows, width, dtype, seed, eps, gaps):
     x, residual, weight = arguments(rows, width, dtype, seed)
     total = x.double() + residual.double()
-    given_x, given_residual = (data.strided(x), data.strided(residual)) if gaps else (x, residual.clone())
+    given_x, given_residual = (
+        (data.strided(x, device=device), data.strided(residual, device=device)) if gaps else (x, residual.clone())
+    )
     given_x, given_residual = given_x.to(device), given_residual.to(device)
     got = add_rms_norm.using(backend)(given_x, given_residual, weight.to(device), eps=eps)
     want = normalised(total, weight, eps)

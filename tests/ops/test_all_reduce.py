@@ -68,7 +68,7 @@ def test_a_region_serves_call_after_call(backend, device, world, calls, seed):
 @data.few
 @given(data.seeds)
 def test_inputs_are_left_alone_and_nan_stays_where_it_is(backend, device, seed):
-    x = data.strided(rows(4, 264, torch.bfloat16, seed), gap=8).to(device)
+    x = data.strided(rows(4, 264, torch.bfloat16, seed), gap=8, device=device)
     x[2, 17] = float("nan")
     before = x.clone()
     got = Group(4, 1024, device).reduce(backend, x)

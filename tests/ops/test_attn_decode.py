@@ -44,7 +44,7 @@ def test_agrees_with_float64(backend, device, lens, heads, sizes, page, dtype, o
     q = data.normal((len(lens), num_heads, size), seed, dtype)
     sinks = data.normal((num_heads,), seed + 5) if "sinks" in options else None
     scalars = {**options, "sinks": sinks, "scale": size**-0.5}
-    got = call(backend, device, data.strided(q) if gaps else q, made, **scalars)
+    got = call(backend, device, data.strided(q, device=device) if gaps else q, made, **scalars)
     check(got, q, made, backend, **scalars)
     assert not got[[length == 0 for length in lens]].any()
 

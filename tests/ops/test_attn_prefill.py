@@ -61,7 +61,7 @@ def test_agrees_with_float64(backend, device, chunks, heads, sizes, page, dtype,
     q = data.normal((sum(query_lens), num_heads, size), seed, dtype)
     sinks = data.normal((num_heads,), seed + 5) if "sinks" in options else None
     scalars = {**options, "sinks": sinks, "scale": size**-0.5}
-    got = call(backend, device, data.strided(q) if gaps else q, made, query_lens, **scalars)
+    got = call(backend, device, data.strided(q, device=device) if gaps else q, made, query_lens, **scalars)
     check(got, q, made, query_lens, backend, **scalars)
 
 

@@ -20,7 +20,7 @@ depths = st.sampled_from([0, 1, 15, 64, 65, 128, 300, 1100])
 def test_agrees_with_float64(backend, device, m, n, k, dtype, with_bias, gaps, seed):
     x, weight = data.normal((m, k), seed, dtype), data.normal((n, k), seed + 1, dtype)
     bias = data.normal((n,), seed + 2, dtype) if with_bias else None
-    given_x, given_weight = (data.strided(x, 8), data.strided(weight, 8)) if gaps else (x, weight)
+    given_x, given_weight = (data.strided(x, 8, device=device), data.strided(weight, 8, device=device)) if gaps else (x, weight)
     got = gemm.using(backend)(given_x.to(device), given_weight.to(device), None if bias is None else bias.to(device))
     want = x.double() @ weight.double().T
     size = x.double().abs() @ weight.double().abs().T

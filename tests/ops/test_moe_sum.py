@@ -17,7 +17,9 @@ num_terms = st.sampled_from([0, 1, 2, 6, 8, 9])
 def test_agrees_with_float64(backend, device, rows, terms, width, dtype, scale, added, seed):
     y = data.normal((rows, terms, width), seed, dtype)
     addend = data.normal((rows, width), seed + 1, dtype) if added else None
-    got = moe_sum.using(backend)(y.to(device), None if addend is None else data.strided(addend).to(device), scale=scale)
+    got = moe_sum.using(backend)(
+        y.to(device), None if addend is None else data.strided(addend, device=device).to(device), scale=scale
+    )
     want, size = y.double().sum(1) * scale, y.double().abs().sum(1) * scale
     if addend is not None:
         want, size = want + addend.double(), size + addend.double().abs()

@@ -44,7 +44,9 @@ def test_every_code_is_found_again(backend, device, dialect):
 def test_each_value_goes_to_the_nearest_code(backend, device, rows, width, dtype, fp8, group, seed, gaps):
     group = group or width
     x = data.normal((rows, width), seed, dtype, 5.0)
-    codes, scale = quant_fp8.using(backend)((data.strided(x) if gaps else x).to(device), out_dtype=fp8, group=group)
+    codes, scale = quant_fp8.using(backend)(
+        (data.strided(x, device=device) if gaps else x).to(device), out_dtype=fp8, group=group
+    )
     codes, scale = codes.cpu(), scale.cpu()
     for start in range(0, width, group):
         largest = x[:, start : start + group].double().abs().amax(-1).clamp(min=1e-4)

@@ -20,7 +20,7 @@ def expected(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 @given(data.num_tokens, data.widths, data.float_types, data.seeds, st.sampled_from([1e-5, 1e-6]), st.booleans())
 def test_agrees_with_float64(backend, device, rows, width, dtype, seed, eps, gaps):
     x, weight = data.normal((rows, width), seed, dtype, 3.0), data.normal((width,), seed + 1, dtype)
-    given_x = data.strided(x) if gaps else x
+    given_x = data.strided(x, device=device) if gaps else x
     got = rms_norm.using(backend)(given_x.to(device), weight.to(device), eps=eps)
     want = expected(x, weight, eps)
     assert_close(got, want, noise=8 * EPS32 * want.abs(), backend=backend)

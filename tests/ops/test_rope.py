@@ -30,7 +30,7 @@ def test_agrees_with_complex_float64(backend, device, tokens, heads, sizes, inte
     q, k = data.normal((tokens, num_heads, size), seed, dtype), data.normal((tokens, num_kv_heads, size), seed + 1, dtype)
     table = paged.angle_table(50, width, seed)
     positions = torch.randint(0, 50, (tokens,), generator=torch.Generator().manual_seed(seed))
-    given_q, given_k = (data.strided(q), data.strided(k)) if gaps else (q.clone(), k.clone())
+    given_q, given_k = (data.strided(q, device=device), data.strided(k, device=device)) if gaps else (q.clone(), k.clone())
     given_q, given_k = given_q.to(device), given_k.to(device)
     rope.using(backend)(given_q, given_k, positions.to(device), table.to(device), interleaved=interleaved)
     for got, given_x in ((given_q, q), (given_k, k)):

@@ -234,7 +234,9 @@ def test_a_row_is_a_function_of_its_own_arguments(backend, device, seed):
 
 def test_strided_rows(backend, device):
     logits = data.normal((3, 100), 1)
-    assert torch.equal(call(backend, device, data.strided(logits), plain(3))[0], call(backend, device, logits, plain(3))[0])
+    assert torch.equal(
+        call(backend, device, data.strided(logits, device=device), plain(3))[0], call(backend, device, logits, plain(3))[0]
+    )
 
 
 def test_no_rows(backend, device):

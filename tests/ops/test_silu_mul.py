@@ -26,7 +26,7 @@ def noise(x: torch.Tensor) -> torch.Tensor:
 @given(data.num_tokens, data.widths, data.float_types, data.seeds, st.booleans())
 def test_agrees_with_float64(backend, device, rows, width, dtype, seed, gaps):
     x = data.normal((rows, 2 * width), seed, dtype, 4.0)
-    got = silu_mul.using(backend)((data.strided(x) if gaps else x).to(device))
+    got = silu_mul.using(backend)((data.strided(x, device=device) if gaps else x).to(device))
     assert_close(got, expected(x), noise=noise(x), backend=backend)
 
 

@@ -40,7 +40,7 @@ def test_plain_rows_arrive_and_nothing_else_changes(backend, device, tokens, hea
         if slot >= 0:
             want[0][slot // page, 1, slot % page], want[1][slot // page, 1, slot % page] = k[token], v[token]
     k_cache, v_cache = k_cache.to(device), v_cache.to(device)
-    given_k, given_v = (data.strided(k), data.strided(v)) if gaps else (k, v)
+    given_k, given_v = (data.strided(k, device=device), data.strided(v, device=device)) if gaps else (k, v)
     store_kv.using(backend)(given_k.to(device), given_v.to(device), k_cache[:, 1], v_cache[:, 1], slots.to(device))
     assert torch.equal(paged.bits(k_cache), paged.bits(want[0]))
     assert torch.equal(paged.bits(v_cache), paged.bits(want[1]))
@@ -63,7 +63,7 @@ def test_rope_is_fused(backend, device, tokens, heads, sizes, interleaved, dtype
     positions = torch.randint(0, 50, (tokens,), generator=torch.Generator().manual_seed(seed))
     slots = random_slots(tokens, (tokens + 2) * page, seed, tokens // 4)
     cache = paged.filled((tokens + 2, page, num_kv_heads, size), dtype).to(device)
-    given_q = (data.strided(q) if gaps else q.clone()).to(device)
+    given_q = (data.strided(q, device=device) if gaps else q.clone()).to(device)
     given_k = k.to(device)
     store_kv.using(backend)(
         given_k,

@@ -37,8 +37,8 @@ def test_rows_arrive_rotated_and_nothing_else_changes(
     slots[::4] = -1
     untouched = paged.filled((num_pages, 2, page, latent + rope), dtype)
     cache = untouched.clone().to(device)
-    given_c, given_pe = (data.strided(c), data.strided(k_pe)) if gaps else (c, k_pe)
-    given_q = (data.strided(q_pe) if gaps else q_pe.clone()).to(device)
+    given_c, given_pe = (data.strided(c, device=device), data.strided(k_pe, device=device)) if gaps else (c, k_pe)
+    given_q = (data.strided(q_pe, device=device) if gaps else q_pe.clone()).to(device)
     given_k = given_pe.to(device)
     store_mla.using(backend)(
         given_c.to(device),
