@@ -1,54 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode attention by torch's fused kernel, the heads of a group as its queries, in fp32.
-
-Why: the reference makes twice the calls, and a decode step on a CPU is made of calls. fp32 keys and values, because the fused
-kernel is three times slower on bf16 when a head has one query.
-"""
+"""attn_decode on csrc/cpu/attn_decode.cpp."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 
-from rocm_infer.cpu_kernels.common import gather, groups
+from rocm_infer.cpu_kernels._library import Kernel, pointer, rows
+
+_kernel = Kernel("attn_decode", "ppppppp iiiiiiii d i d")
 
 
-def run(
+def supports(call: Any) -> str | None:
+    heads, kv_heads = call.dims["H"], call.dims["G"]
+    if kv_heads == 0 or heads % kv_heads:
+        return f"q: expected heads a multiple of the {kv_heads} kv heads, got {heads}"
+    return _kernel.refuses(call, "q", "k_cache")
+
+
+def launch(
+    out: torch.Tensor,
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     page_table: torch.Tensor,
     kv_len: torch.Tensor,
-    sinks: torch.Tensor | None = None,
+    sinks: torch.Tensor | None,
     *,
     scale: float,
-    window: int = 0,
-    cap: float = 0.0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
-) -> torch.Tensor:
-    (num_seqs, num_heads, width), (num_kv_heads, v_width) = q.shape, v_cache.shape[2:]
-    is_fp8 = k_cache.dtype.itemsize == 1
-    factor = scale * k_scale if is_fp8 else scale
-    grouped = q.float().view(num_seqs, num_kv_heads, num_heads // num_kv_heads, width)
-    out = q.new_zeros((*grouped.shape[:3], v_width))
-    for rows, length in groups(kv_len.tolist(), num_kv_heads * max(width, v_width)):
-        start = max(0, length - window) if window > 0 else 0
-        table = page_table[rows]
-        k, v = (gather(cache, table, start, length).transpose(1, 2) for cache in (k_cache, v_cache))
-        if cap or sinks is not None:
-            found = _attend(grouped[rows] * factor, k, v, cap, sinks)
-        else:
-            found = F.scaled_dot_product_attention(grouped[rows], k, v, scale=factor)
-        out[rows] = (found * v_scale if is_fp8 else found).to(q.dtype)
-    return out.view(num_seqs, num_heads, v_width)
-
-
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cap: float, sinks: torch.Tensor | None) -> torch.Tensor:
-    """What the fused attention has no argument for: scores bent by `cap`, and one more score per head."""
-    scores = q @ k.mT
-    scores = cap * torch.tanh(scores / cap) if cap else scores
-    if sinks is not None:
-        sink = sinks.view(1, *q.shape[1:3], 1).expand(len(q), -1, -1, -1)
-        scores = torch.cat([scores, sink], -1)
-    return scores.softmax(-1)[..., : k.shape[2]] @ v
+    window: int,
+    cap: float,
+    k_scale: float,
+    v_scale: float,
+) -> None:
+    q, page_table = rows(q), rows(page_table)
+    k_cache, v_cache, kv_len = k_cache.contiguous(), v_cache.contiguous(), kv_len.contiguous()
+    sinks = None if sinks is None else sinks.contiguous()
+    pointers = [pointer(x) for x in (out, q, k_cache, v_cache, page_table, kv_len, sinks)]
+    _, page_size, kv_heads, width = k_cache.shape
+    sizes = (q.shape[0], q.shape[1], kv_heads, width, v_cache.shape[3], page_size, page_table.stride(0), q.stride(0))
+    _kernel[q.dtype](*pointers, *sizes, scale, window, cap)

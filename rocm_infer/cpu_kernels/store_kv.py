@@ -1,51 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paged write of keys and values with rotary embedding, q and k turned together.
-
-Why: at one token per sequence the cost is the number of calls. q and k are neighbours in the row that the fused projection
-wrote, so one view covers both; and a contiguous cache takes rows by one index.
-"""
+"""store_kv on csrc/cpu/store_kv.cpp."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from rocm_infer.cpu_kernels.common import rotate, write
+from rocm_infer.cpu_kernels._library import Kernel, pointer, rows
+
+_kernel = Kernel("store_kv", "pppppppp iiiiiiiiii")
 
 
-def run(
+def supports(call: Any) -> str | None:
+    given = [name in call.dtypes for name in ("q", "positions", "table")]
+    if any(given) and not all(given):
+        return "q, positions, table: expected all or none of them"
+    return _kernel.refuses(call, "k", "k_cache")
+
+
+def launch(
     k: torch.Tensor,
     v: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     slots: torch.Tensor,
-    q: torch.Tensor | None = None,
-    positions: torch.Tensor | None = None,
-    table: torch.Tensor | None = None,
+    q: torch.Tensor | None,
+    positions: torch.Tensor | None,
+    table: torch.Tensor | None,
     *,
-    interleaved: bool = False,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    interleaved: bool,
+    k_scale: float,
+    v_scale: float,
 ) -> None:
-    if q is not None and positions is not None and table is not None:
-        angles = table.index_select(0, positions)[:, None]
-        if _adjacent(q, k):
-            num_heads = q.shape[1]
-            both = q.as_strided((q.shape[0], num_heads + k.shape[1], q.shape[2]), q.stride())
-            turned = rotate(both, angles, interleaved)
-            q.copy_(turned[:, :num_heads])
-            k = turned[:, num_heads:]
-        else:
-            q.copy_(rotate(q, angles, interleaved))
-            k = rotate(k, angles, interleaved)
-    write(k_cache, slots, k, k_scale)
-    write(v_cache, slots, v, v_scale)
-
-
-def _adjacent(q: torch.Tensor, k: torch.Tensor) -> bool:
-    """Whether the heads of k follow those of q in every row."""
-    return (
-        q.stride() == k.stride()
-        and q.stride(2) == 1
-        and q.stride(1) == q.shape[2]
-        and k.data_ptr() - q.data_ptr() == q.shape[1] * q.shape[2] * q.element_size()
+    k, v, turned = rows(k), rows(v), None if q is None else rows(q)
+    keys, values = k_cache.contiguous(), v_cache.contiguous()
+    slots = slots.contiguous()
+    positions = None if positions is None else positions.contiguous()
+    table = None if table is None else table.contiguous()
+    pointers = [pointer(x) for x in (k, v, keys, values, slots, turned, positions, table)]
+    tokens, kv_heads, width = k.shape
+    heads, q_stride, angles = (
+        (0, 0, 0) if turned is None or table is None else (turned.shape[1], turned.stride(0), table.shape[1])
     )
+    sizes = (tokens, kv_heads, width, v.shape[2], heads, angles, k.stride(0), v.stride(0), q_stride, interleaved)
+    _kernel[k.dtype](*pointers, *sizes)
+    for given, used in ((k_cache, keys), (v_cache, values), (q, turned)):
+        if given is not None and used is not None and used is not given:
+            given.copy_(used)

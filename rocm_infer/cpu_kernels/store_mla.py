@@ -1,27 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paged write of latent rows with rotary embedding, in few calls."""
+"""store_mla on csrc/cpu/store_mla.cpp."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from rocm_infer.cpu_kernels.common import rotate, write
+from rocm_infer.cpu_kernels._library import Kernel, pointer, rows
+
+_kernel = Kernel("store_mla", "ppppppp iiiiiiiii")
 
 
-def run(
+def supports(call: Any) -> str | None:
+    given = [name in call.dtypes for name in ("q_pe", "positions", "table")]
+    if any(given) and not all(given):
+        return "q_pe, positions, table: expected all or none of them"
+    return _kernel.refuses(call, "c", "cache")
+
+
+def launch(
     c: torch.Tensor,
     k_pe: torch.Tensor,
     cache: torch.Tensor,
     slots: torch.Tensor,
-    q_pe: torch.Tensor | None = None,
-    positions: torch.Tensor | None = None,
-    table: torch.Tensor | None = None,
+    q_pe: torch.Tensor | None,
+    positions: torch.Tensor | None,
+    table: torch.Tensor | None,
     *,
-    interleaved: bool = True,
-    kv_scale: float = 1.0,
+    interleaved: bool,
+    kv_scale: float,
 ) -> None:
-    if q_pe is not None and positions is not None and table is not None:
-        angles = table.index_select(0, positions)[:, None]
-        q_pe.copy_(rotate(q_pe, angles, interleaved))
-        k_pe = rotate(k_pe[:, None], angles, interleaved)[:, 0]
-    write(cache, slots, torch.cat([c.to(k_pe.dtype), k_pe], -1), kv_scale)
+    c, k_pe, kept, slots = rows(c), rows(k_pe), cache.contiguous(), slots.contiguous()
+    turned = None if q_pe is None else q_pe if q_pe.stride(2) == 1 else q_pe.contiguous()
+    positions = None if positions is None else positions.contiguous()
+    table = None if table is None else table.contiguous()
+    pointers = [pointer(x) for x in (c, k_pe, kept, slots, turned, positions, table)]
+    heads, strides = (0, (0, 0)) if turned is None else (turned.shape[1], turned.stride()[:2])
+    _kernel[c.dtype](*pointers, *c.shape, k_pe.shape[1], heads, c.stride(0), k_pe.stride(0), *strides, interleaved)
+    for given, used in ((cache, kept), (q_pe, turned)):
+        if given is not None and used is not None and used is not given:
+            given.copy_(used)

@@ -14,7 +14,7 @@ import torch
 
 from rocm_infer import arch as archs
 from rocm_infer.config import ConfigError, EngineConfig, ModelConfig
-from rocm_infer.cpu_kernels.gemm import can_pack
+from rocm_infer.cpu_kernels._library import lanes
 from rocm_infer.hub import resolve_model
 from rocm_infer.models import deepseek, llama, mixtral, qwen3_moe
 from rocm_infer.models.builder import Builder
@@ -90,23 +90,24 @@ def load_model(settings: EngineConfig, *, progress: bool | None = None) -> Decod
     ops = Ops(settings.kernel_backend)
     family = FAMILIES[config.architecture]
     max_len = max(settings.context_length or 0, config.max_len)
-    packed = not archs.runs_gpu_kernels(device) and dtype == torch.bfloat16 and settings.kernel_backend == "auto" and can_pack()
+    on_cpu = not archs.runs_gpu_kernels(device) and settings.kernel_backend in ("auto", "cpu")
+    width = lanes() if on_cpu and dtype in (torch.bfloat16, torch.float32) else 0
 
     inventory = Inventory()
-    family.build(Builder(config, inventory, ops, device=torch.device("meta"), dtype=dtype, packed=False), 1)
+    family.build(Builder(config, inventory, ops, device=torch.device("meta"), dtype=dtype, lanes=0), 1)
     if settings.load_format == "dummy":
         dummy = DummyWeights(settings.random_seed, dtype)
-        return family.build(Builder(config, dummy, ops, device=device, dtype=dtype, packed=packed), max_len)
+        return family.build(Builder(config, dummy, ops, device=device, dtype=dtype, lanes=width), max_len)
     with Checkpoint(directory) as checkpoint:
         checkpoint.check(inventory, (*family.skipped(config), *((r"lm_head\.weight",) if config.tied else ())))
         checkpoint.show_progress(len(inventory.asked), progress)
-        return family.build(Builder(config, checkpoint, ops, device=device, dtype=dtype, packed=packed), max_len)
+        return family.build(Builder(config, checkpoint, ops, device=device, dtype=dtype, lanes=width), max_len)
 
 
 def check_backend(config: ModelConfig, settings: EngineConfig, device: torch.device) -> None:
     """Raises ConfigError with the reasons if the kernel backend that the settings insist on cannot serve the model."""
     backend = settings.kernel_backend
-    if backend in ("auto", "reference"):
+    if backend in ("auto", "cpu", "reference"):
         return
     if backend == "triton" and not archs.runs_gpu_kernels(device) and os.environ.get("TRITON_INTERPRET") != "1":
         raise ConfigError(

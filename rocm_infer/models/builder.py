@@ -9,10 +9,10 @@ import torch
 
 from rocm_infer import arch as archs
 from rocm_infer.config import ModelConfig
-from rocm_infer.cpu_kernels import gemm as cpu_gemm
-from rocm_infer.models.layers import Experts, Linear, Mlp
+from rocm_infer.models.layers import Experts, HeadLinear, Linear, Mlp
 from rocm_infer.models.loader import Source
 from rocm_infer.ops._op import Ops
+from rocm_infer.ops.gemm_packed import pack
 from rocm_infer.ops.quant_fp8 import BLOCK, dequantise_blocks, to_fnuz
 
 FP8 = torch.float8_e4m3fn
@@ -23,18 +23,18 @@ class Builder:
     """Takes weights from a source and hands out layers on a device, in `dtype`.
 
     fp8 checkpoints stay fp8 on a GPU. A CPU has no fp8 arithmetic, so their weights become `dtype` there.
-    packed: weights of linear layers are laid out once for the CPU's matrix library.
+    lanes: > 0: weights of linear layers are packed for vectors of that many floats, as the CPU's kernels read them.
     """
 
     def __init__(
-        self, config: ModelConfig, source: Source, ops: Ops, *, device: torch.device, dtype: torch.dtype, packed: bool
+        self, config: ModelConfig, source: Source, ops: Ops, *, device: torch.device, dtype: torch.dtype, lanes: int
     ) -> None:
         self.config = config
         self.source = source
         self.ops = ops
         self.device = device
         self.dtype = dtype
-        self.packed = packed
+        self.lanes = lanes
         self.fnuz = archs.fp8_dtype(device) == torch.float8_e4m3fnuz
         self.weight_bytes = 0
 
@@ -49,12 +49,27 @@ class Builder:
         parts = [self._matrix(module, out, width) for module, out in zip(modules, outs)]
         offset = _stack([self.source.take(f"{m}.bias", (n,)).to(self.dtype) for m, n in zip(modules, outs)]) if bias else None
         weight, scale = self._fused(parts)
-        offset, scale = (None if part is None else self._keep(part) for part in (offset, scale))
-        return Linear(self.ops, self._matmul_weight(weight), offset, scale)
+        offset = None if offset is None else self._keep(offset)
+        return self.dense(weight, offset) if scale is None else Linear(self.ops, self._keep(weight), offset, self._keep(scale))
+
+    def matrix(self, name: str, shape: tuple[int, int], dtype: torch.dtype | None = None) -> Linear:
+        """A linear layer from one weight as it is, in `dtype` or the model's."""
+        return self.dense(self.source.take(name, shape).to(dtype or self.dtype, copy=True))
+
+    def dense(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, kept: bool = False) -> Linear:
+        """A linear layer of a weight [N, K] that is not quantised. kept: others hold the weight too; it is counted already."""
+        packed, columns = self._packed(weight, kept)
+        return Linear(self.ops, packed, bias, columns=columns)
+
+    def per_head(self, weight: torch.Tensor, *, kept: bool = False) -> HeadLinear:
+        """One product per head, with weights [H, N, K]."""
+        packed, columns = self._packed(weight, kept)
+        return HeadLinear(self.ops, packed, columns)
 
     def plain(self, module: str, width: int, out: int) -> torch.Tensor:
-        """The matrix [out, width] of a module in the model's type, dequantised, for products that are no linear layer."""
-        return self._keep(self._plain(*self._matrix(module, out, width)))
+        """The matrix [out, width] of a module in the model's type, dequantised, to make several layers from."""
+        weight = self._plain(*self._matrix(module, out, width))
+        return weight if self.lanes else self._keep(weight)
 
     def mlp(self, module: str, width: int, inner: int, *, bias: bool = False) -> Mlp:
         gate_up = self.linear([f"{module}.gate_proj", f"{module}.up_proj"], width, [inner, inner], bias=bias)
@@ -109,11 +124,11 @@ class Builder:
         # A copy even if the type is right: the source is a mapped file, which may change or lie at an odd address.
         return weight.to(self.dtype, copy=True) if scale is None else dequantise_blocks(weight, scale).to(self.dtype)
 
-    def _matmul_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        if not self.packed or weight.is_meta:
-            return self._keep(weight)
-        self.weight_bytes += weight.nbytes
-        return cpu_gemm.pack(weight)
+    def _packed(self, weight: torch.Tensor, kept: bool = False) -> tuple[torch.Tensor, int]:
+        """(weight as the products read it, its columns if that is packed, else 0)."""
+        if not self.lanes:
+            return weight if kept else self._keep(weight), 0
+        return self._keep(pack(weight, self.lanes)), weight.shape[-2]
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_meta:

@@ -92,7 +92,7 @@ def build_decoder(builder: Builder, layers: list[Layer]) -> Decoder:
     shape = (config.vocab_size, config.hidden)
     embedding = builder.tensor("model.embed_tokens.weight", shape)
     norm = builder.tensor("model.norm.weight", (config.hidden,))
-    head = Linear(builder.ops, embedding) if config.tied else builder.linear("lm_head", config.hidden, config.vocab_size)
+    head = builder.dense(embedding, kept=True) if config.tied else builder.linear("lm_head", config.hidden, config.vocab_size)
     return Decoder(
         builder.ops,
         config,

@@ -16,7 +16,7 @@ from rocm_infer.config import MlaConfig, ModelConfig, MoeConfig, RopeConfig
 from rocm_infer.models.builder import Builder
 from rocm_infer.models.decoder import Decoder, Layer, build_decoder
 from rocm_infer.models.hf_config import HfConfig, common, model_config, rope_config
-from rocm_infer.models.layers import Linear, Mlp, Moe, Sequences, Step
+from rocm_infer.models.layers import HeadLinear, Linear, Mlp, Moe, Sequences, Step
 from rocm_infer.ops._op import Ops
 from rocm_infer.ops.rope import mscale, rope_table
 
@@ -107,14 +107,17 @@ class Projections:
     """The linear maps of one latent attention.
 
     Without a low rank for q, `down` gives [q of all heads | c | k_pe] and `q_up` is absent; with it, [q latent | c | k_pe].
-    kv_up [H * (nope + v), L]: per head the rows of W_UK, then those of W_UV.
+    kv_up [H * (nope + v), L]: per head the rows of W_UK, then those of W_UV; both once more for the absorbed form:
+    key_up [H, L, nope] is W_UK^T, value_up [H, v, L] is W_UV.
     """
 
     down: Linear
     q_norm: torch.Tensor | None
     q_up: Linear | None
     kv_norm: torch.Tensor
-    kv_up: torch.Tensor
+    kv_up: Linear
+    key_up: HeadLinear
+    value_up: HeadLinear
     out: Linear
 
 
@@ -138,9 +141,6 @@ class LatentAttention:
         self.num_heads = num_heads
         self.scale = scale
         self.interleaved = interleaved
-        per_head = weights.kv_up.view(num_heads, mla.nope_dim + mla.v_dim, mla.kv_lora_rank)
-        self.w_uk = per_head[:, : mla.nope_dim]  # [H, nope, L]
-        self.w_uv = per_head[:, mla.nope_dim :].transpose(1, 2)  # [H, L, v]
 
     def __call__(self, x: torch.Tensor, step: Step, cache: torch.Tensor) -> torch.Tensor:
         q, c, k_pe = self._project(x)
@@ -175,9 +175,8 @@ class LatentAttention:
     ) -> torch.Tensor:
         """One token per sequence, absorbed: [B, H * v]."""
         q_nope, q_pe = torch.split(q, [self.mla.nope_dim, self.mla.rope_dim], -1)
-        q_latent = torch.bmm(q_nope.transpose(0, 1), self.w_uk).transpose(0, 1)
         found = self.ops.mla_decode(
-            torch.cat([q_latent, q_pe], -1)[:, None],
+            torch.cat([self.weights.key_up(q_nope), q_pe], -1)[:, None],
             torch.cat([c, k_pe], -1)[:, None],
             cache,
             sequences.page_table,
@@ -188,7 +187,7 @@ class LatentAttention:
             latent=self.mla.kv_lora_rank,
             interleaved=self.interleaved,
         )
-        return torch.bmm(found[:, 0].transpose(0, 1), self.w_uv).transpose(0, 1).flatten(1)
+        return self.weights.value_up(found[:, 0]).flatten(1)
 
     def _prefill(
         self,
@@ -206,7 +205,7 @@ class LatentAttention:
         pages, table = used_pages(sequences, cache.shape[1])
         rows = cache.index_select(0, pages).to(q.dtype)
         latent, rotated = torch.split(rows, [self.mla.kv_lora_rank, self.mla.rope_dim], -1)
-        both = self.ops.gemm(latent.flatten(0, 1), self.weights.kv_up)
+        both = self.weights.kv_up(latent.flatten(0, 1))
         k_nope, v = torch.split(both.view(*rows.shape[:2], self.num_heads, -1), [self.mla.nope_dim, self.mla.v_dim], -1)
         k = torch.cat([k_nope, rotated[:, :, None].expand(-1, -1, self.num_heads, -1)], -1)
         found: torch.Tensor = self.ops.attn_prefill(q, k, v, table, sequences.query_start, sequences.kv_len, scale=self.scale)
@@ -249,12 +248,16 @@ def build_attention(builder: Builder, name: str, table: torch.Tensor) -> LatentA
     latent = mla.kv_lora_rank + mla.rope_dim
     rank = mla.q_lora_rank
     first = f"{name}.q_proj" if rank is None else f"{name}.q_a_proj"
+    kv_up = builder.plain(f"{name}.kv_b_proj", mla.kv_lora_rank, config.num_heads * (mla.nope_dim + mla.v_dim))
+    w_uk, w_uv = kv_up.view(config.num_heads, -1, mla.kv_lora_rank).split([mla.nope_dim, mla.v_dim], 1)
     weights = Projections(
         down=builder.linear([first, f"{name}.kv_a_proj_with_mqa"], config.hidden, [rank or q_width, latent]),
         q_norm=None if rank is None else builder.tensor(f"{name}.q_a_layernorm.weight", (rank,)),
         q_up=None if rank is None else builder.linear(f"{name}.q_b_proj", rank, q_width),
         kv_norm=builder.tensor(f"{name}.kv_a_layernorm.weight", (mla.kv_lora_rank,)),
-        kv_up=builder.plain(f"{name}.kv_b_proj", mla.kv_lora_rank, config.num_heads * (mla.nope_dim + mla.v_dim)),
+        kv_up=builder.dense(kv_up, kept=True),
+        key_up=builder.per_head(w_uk.mT, kept=True),
+        value_up=builder.per_head(w_uv, kept=True),
         out=builder.linear(f"{name}.o_proj", config.num_heads * mla.v_dim, config.hidden),
     )
     return LatentAttention(builder.ops, weights, table, mla, config.num_heads, config.softmax_scale, config.rope.interleaved)
@@ -265,7 +268,7 @@ def build_mlp(builder: Builder, name: str, index: int) -> Mlp | Moe:
     if moe is None or index not in config.moe_layers:
         return builder.mlp(name, config.hidden, config.intermediate)
     # The router decides on small differences: fp32, as in the models' own code.
-    router = builder.tensor(f"{name}.gate.weight", (moe.num_experts, config.hidden), torch.float32)
+    router = builder.matrix(f"{name}.gate.weight", (moe.num_experts, config.hidden), torch.float32)
     bias = builder.tensor(f"{name}.gate.e_score_correction_bias", (moe.num_experts,), torch.float32) if moe.has_bias else None
     names = ("gate_proj", "up_proj", "down_proj")
     experts = builder.experts(f"{name}.experts", names, moe.num_experts, config.hidden, moe.intermediate)

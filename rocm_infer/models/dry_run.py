@@ -119,7 +119,7 @@ class DryRun:
         self.dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
         self.cache_dtype = self.dtype if settings.kv_cache_dtype == "auto" else archs.fp8_dtype(META)
         self.max_len = settings.context_length or config.max_len
-        builder = Builder(one_of_each_layer(config), Inventory(), self.ops, device=META, dtype=self.dtype, packed=False)
+        builder = Builder(one_of_each_layer(config), Inventory(), self.ops, device=META, dtype=self.dtype, lanes=0)
         self.model = FAMILIES[config.architecture].build(builder, self.max_len)
         self._caches: dict[int, list[Any]] = {}
 

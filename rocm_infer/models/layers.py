@@ -62,23 +62,50 @@ class Step:
 
 
 class Linear:
-    """y = x W^T + b. With `scale`, W is fp8 in blocks of 128 x 128 and x is quantised in groups of 128."""
+    """y = x W^T + b. With `scale`, W is fp8 in blocks of 128 x 128 and x is quantised in groups of 128.
+
+    columns: > 0: the weight is W as `ops.gemm_packed.pack` lays it out, and has that many rows.
+    """
 
     def __init__(
-        self, ops: Ops, weight: torch.Tensor, bias: torch.Tensor | None = None, scale: torch.Tensor | None = None
+        self,
+        ops: Ops,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        scale: torch.Tensor | None = None,
+        columns: int = 0,
     ) -> None:
         self.ops = ops
         self.weight = weight
         self.bias = bias
         self.scale = scale
+        self.columns = columns
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.columns:
+            packed: torch.Tensor = self.ops.gemm_packed(x, self.weight, self.bias, columns=self.columns)
+            return packed
         if self.scale is None:
             y: torch.Tensor = self.ops.gemm(x, self.weight, self.bias)
             return y
         codes, x_scale = self.ops.quant_fp8(x, out_dtype=self.weight.dtype)
         y = self.ops.gemm_fp8(codes, x_scale, self.weight, self.scale, out_dtype=x.dtype)
         return y if self.bias is None else y + self.bias
+
+
+class HeadLinear:
+    """y[:, h] = x[:, h] W[h]^T for every head, x [T, H, K] and W [H, N, K]. columns: > 0: W is packed and has that N."""
+
+    def __init__(self, ops: Ops, weight: torch.Tensor, columns: int = 0) -> None:
+        self.ops = ops
+        self.weight = weight
+        self.columns = columns
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.columns:
+            packed: torch.Tensor = self.ops.bmm_packed(x, self.weight, columns=self.columns)
+            return packed
+        return torch.bmm(x.transpose(0, 1), self.weight.mT).transpose(0, 1)
 
 
 class Mlp:
@@ -107,7 +134,7 @@ class Moe:
     """A router, the chosen experts, and a shared MLP that every token passes."""
 
     def __init__(
-        self, ops: Ops, config: MoeConfig, router: torch.Tensor, bias: torch.Tensor | None, experts: Experts, shared: Mlp | None
+        self, ops: Ops, config: MoeConfig, router: Linear, bias: torch.Tensor | None, experts: Experts, shared: Mlp | None
     ) -> None:
         self.ops = ops
         self.config = config
@@ -118,7 +145,7 @@ class Moe:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         config = self.config
-        logits = self.ops.gemm(x.to(self.router.dtype), self.router)
+        logits = self.router(x.to(self.router.weight.dtype))
         weights, ids = self.ops.moe_route(
             logits,
             self.bias,

@@ -34,6 +34,6 @@ def make_moe(builder: Builder, layer: str, index: int) -> Moe:
     config, moe = builder.config, builder.config.moe
     assert moe is not None
     name = f"{layer}.block_sparse_moe"
-    router = builder.tensor(f"{name}.gate.weight", (moe.num_experts, config.hidden))
+    router = builder.matrix(f"{name}.gate.weight", (moe.num_experts, config.hidden))
     experts = builder.experts(f"{name}.experts", ("w1", "w3", "w2"), moe.num_experts, config.hidden, moe.intermediate)
     return Moe(builder.ops, moe, router, None, experts, None)

@@ -41,7 +41,7 @@ def make_mlp(builder: Builder, layer: str, index: int) -> Callable[[torch.Tensor
     if index not in config.moe_layers:
         return llama.dense_mlp(builder, layer, index)
     assert moe is not None
-    router = builder.tensor(f"{layer}.mlp.gate.weight", (moe.num_experts, config.hidden))
+    router = builder.matrix(f"{layer}.mlp.gate.weight", (moe.num_experts, config.hidden))
     names = ("gate_proj", "up_proj", "down_proj")
     experts = builder.experts(f"{layer}.mlp.experts", names, moe.num_experts, config.hidden, moe.intermediate)
     return Moe(builder.ops, moe, router, None, experts, None)

@@ -10,9 +10,9 @@ Signature grammar, one item per tensor argument in order, then `->` and the outp
     types                   `bf16|f16` alternatives, `fp8` either dialect, or the name of a tensor or scalar ("same as")
     output `if expression`  exists only when that expression of sizes and scalar arguments is truthy
 
-A backend is a module `rocm_infer.<folder>.<op>`. One for GPUs has `launch(*outputs, *scratch, *inputs, **scalars)`; one for
-the CPU has `run(...)` with the arguments and results of the reference. Optional are `supports(call) -> str | None` (the
-reason of a refusal) and, for GPUs, `scratch(call) -> [(shape, dtype), ...]`.
+A backend is a module `rocm_infer.<folder>.<op>` with `launch(*outputs, *scratch, *inputs, **scalars)`, or with `run(...)`, which
+has the arguments and results of the reference. Optional are `supports(call) -> str | None` (the reason of a refusal) and
+`scratch(call) -> [(shape, dtype), ...]`.
 """
 
 from __future__ import annotations
@@ -166,7 +166,10 @@ class Op(Generic[P, R]):
         return self._run("auto", *args, **kwargs)
 
     def using(self, backend: str) -> Callable[P, R]:
-        """The op on one named backend; it raises with the reason where that backend cannot serve. "auto" dispatches."""
+        """The op on one named backend; it raises with the reason where that backend cannot serve. "auto" dispatches.
+
+        "cpu" stands for the CPU's own order: its kernels, and the reference where they do not serve.
+        """
         return functools.partial(self._run, backend)
 
     def plan(self, backend: str, *args: P.args, **kwargs: P.kwargs) -> tuple[Call, str, str]:
@@ -309,7 +312,7 @@ class Op(Generic[P, R]):
     def _choose(self, backend: str, call: Call) -> tuple[str, ModuleType | None, str]:
         if backend == "reference":
             return "reference", None, "asked for"
-        if backend != "auto":
+        if backend not in ("auto", "cpu") or (backend == "cpu" and archs.runs_gpu_kernels(call.device)):
             module, reason = self._candidate(backend, call)
             if reason is not None:
                 raise NotImplementedError(f"{self.name}: backend {backend!r} cannot serve this call: {reason}")
@@ -328,6 +331,8 @@ class Op(Generic[P, R]):
         """The backend's module for this op, or the reason why it cannot serve the call."""
         if backend not in FOLDERS:
             return None, f"unknown backend, expected one of {', '.join(('auto', 'reference', *FOLDERS))}"
+        if backend == "cpu" and archs.runs_gpu_kernels(call.device):
+            return None, f"expected a CPU, got the device {call.device}"
         path = f"rocm_infer.{FOLDERS[backend]}.{self.name}"
         try:
             module = importlib.import_module(path)

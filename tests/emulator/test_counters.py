@@ -39,4 +39,4 @@ def test_growth_is_told():
 def test_every_op_has_a_case():
     for case in emulated.CASES:
         emulated.find(case)
-    assert {case.op for case in emulated.CASES} == set(registry()) - {"all_reduce"}  # which needs several ranks' memory
+    assert {case.op for case in emulated.CASES} == set(registry()) - {"all_reduce", "bmm_packed", "gemm_packed"}  # several ranks; CPU only

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""silu_mul on csrc/cpu/silu_mul.cpp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rocm_infer.cpu_kernels._library import Kernel, rows
+
+_kernel = Kernel("silu_mul", "pp iii")
+
+
+def supports(call: Any) -> str | None:
+    if call.scalars["group"] or call.dims["N"] % 2:
+        return "group, N: expected plain output of an even width"
+    return _kernel.refuses(call, "x")
+
+
+def launch(y: torch.Tensor, x: torch.Tensor, *, group: int, out_dtype: torch.dtype | None) -> None:
+    x = rows(x)
+    _kernel[x.dtype](y.data_ptr(), x.data_ptr(), x.shape[0], x.shape[1] // 2, x.stride(0))
