@@ -174,7 +174,7 @@ class Scheduler:
 
     def _continue_prompts(self, budget: int) -> list[Chunk]:
         chunks: list[Chunk] = []
-        for request in sorted(self.prefilling, key=lambda request: request.rank):
+        for request in list(self.prefilling):
             if budget > 0 and request.status is Status.RUNNING:
                 count = min(budget, len(request.tokens) - request.num_computed)
                 if self._grow(request, request.num_computed + count):
