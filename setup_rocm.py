@@ -55,16 +55,10 @@ def make_wheel() -> Path:
     """A wheel of the package with its libraries. They hold for this Python and this kind of machine, and its name says so."""
     place = ROOT / "dist"
     shutil.rmtree(place, ignore_errors=True)
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(place), str(ROOT)]
+    options = [f"--python-tag=cp{sys.version_info.major}{sys.version_info.minor}", f"--plat-name={sysconfig.get_platform()}"]
+    tags = [f"--config-settings=--build-option={option}" for option in options]
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", *tags, "-w", str(place), str(ROOT)]
     subprocess.run(pip, check=True)
-    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-    tags = ["--python-tag", python, "--abi-tag", python, "--platform-tag", platform]
-    subprocess.run(
-        [sys.executable, "-m", "wheel", "tags", "--remove", *tags, *map(str, place.glob("*.whl"))],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
     return next(place.glob("*.whl"))
 
 
