@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from yarl import URL
 
 from rocm_infer.server import schema
+from rocm_infer.server.messages import MessagesRequest
+from rocm_infer.server.profile import ProfileBody
 from tests.server.fakes import CONTEXT, MODEL, TOKENIZER, FakeClient, Harness, Script, run
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -187,7 +191,92 @@ def test_the_chat_page_loads_nothing_from_elsewhere() -> None:
 
 def test_the_guide_names_every_parameter() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text()
-    for kind in (schema.ChatRequest, schema.CompletionRequest, schema.StreamOptions):
+    bodies = (schema.ChatRequest, schema.CompletionRequest, schema.StreamOptions, MessagesRequest, ProfileBody)
+    for kind in bodies:
         for name in kind.__struct_fields__:
             assert f"`{name}`" in guide, name
     assert all(f"`{name}`" in guide for name in schema.IGNORED)
+
+
+def test_other_names_of_metrics_are_a_choice() -> None:
+    for choice, there, missing in (
+        ("vllm", "vllm:", "sglang:"),
+        ("sglang", "sglang:", "vllm:"),
+        ("none", "rocm_infer:", "llm:"),
+    ):
+
+        async def scenario(server: Harness, there: str = there, missing: str = missing) -> None:
+            await server.post("/v1/completions", {"prompt": "abc", "max_tokens": 2})
+            _, text = await server.get("/metrics")
+            assert f"\n{there}" in text
+            assert missing not in text
+
+        run(scenario, metrics_compat=choice)
+
+
+def test_sglangs_names() -> None:
+    async def scenario(server: Harness) -> None:
+        await server.post("/v1/completions", {"prompt": "abc", "max_tokens": 5})
+        _, text = await server.get("/metrics")
+        lines = [line for line in text.splitlines() if line.startswith("sglang:")]
+        assert len(lines) == len({line.rsplit(" ", 1)[0] for line in lines})
+        for wanted in (
+            *("num_running_reqs{", "num_queue_reqs{", "token_usage{", "page_size{", "num_pages{", "max_total_num_tokens{"),
+            *("cache_hit_rate{", "cached_tokens_total{", "prompt_tokens_total{", "generation_tokens_total{", "gen_throughput{"),
+            *("queue_time_seconds_count{", "prompt_tokens_histogram_count{", "generation_tokens_histogram_sum{"),
+            *("num_requests_total{", "num_aborted_requests_total{", "num_retracted_requests_total{"),
+        ):
+            assert any(line.startswith("sglang:" + wanted) for line in lines), wanted
+        for stage in ("queue", "prefill", "decode"):
+            (found,) = [line for line in lines if "per_stage_req_latency_seconds_count" in line and f'stage="{stage}"' in line]
+            assert found.endswith(" 1.0")
+
+    run(scenario)
+
+
+def test_what_log_requests_tells(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(server: Harness) -> None:
+        headers = {"X-Request-Id": "r-7"}
+        await server.post("/v1/completions", {"prompt": "hidden words", "max_tokens": 4, "seed": 5, "stop": "qq"}, **headers)
+
+    told: dict[str, list[dict[str, Any]]] = {}
+    for level in ("none", "metadata", "params", "content"):
+        caplog.clear()
+        with caplog.at_level("DEBUG", logger="rocm_infer"):
+            run(scenario, log_requests=level)
+        told[level] = [record.fields for record in caplog.records if record.name == "rocm_infer.requests"]
+        shown = " ".join(record.getMessage() for record in caplog.records)
+        assert ("hidden" in shown) == (level == "content")
+        assert ("qq" in shown) == (level in ("params", "content"))
+    assert told["none"] == []
+    (metadata,), (params,), (content,) = told["metadata"], told["params"], told["content"]
+    assert metadata["id"] == "r-7"
+    output = {"prompt_tokens": 12, "cached_tokens": 0, "completion_tokens": 4, "finish_reason": "length"}
+    assert metadata["outputs"] == [output]
+    assert "params" not in metadata
+    assert (params["params"]["seed"], params["params"]["stop"], params["outputs"]) == (5, ("qq",), [output])
+    assert (content["outputs"][0]["prompt"], content["outputs"][0]["text"]) == ("hidden words", "Hell")
+
+
+def test_pages_of_other_origins_are_refused() -> None:
+    async def scenario(server: Harness) -> None:
+        for site, expected in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+            status, body = await server.get("/flush_cache", **{"Sec-Fetch-Site": site})
+            assert status == expected, body
+            assert (await server.get("/", **{"Sec-Fetch-Site": site}))[0] == 200
+        status, body = await server.post("/v1/completions", {"prompt": "a"}, **{"Sec-Fetch-Site": "cross-site"})
+        assert (status, body["error"]["code"]) == (403, "cross_origin")
+
+    run(scenario)
+
+
+def test_a_path_cannot_break_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(server: Harness) -> None:
+        async with server.http.get(URL(server.url + "/a%0Ainjected", encoded=True)) as response:
+            assert response.status == 404
+
+    with caplog.at_level("INFO", logger="rocm_infer"):
+        run(scenario)
+    lines = [record.getMessage() for record in caplog.records if record.name == "rocm_infer.access"]
+    assert lines
+    assert not any("\n" in line for line in lines)
