@@ -159,13 +159,12 @@ class _Matcher:
 
 
 def _with_json_characters(grammar: xgrammar.Grammar) -> xgrammar.Grammar | str:
-    """Strings with minLength or maxLength of the characters that JSON strings may hold: XGrammar's own rule for these allows
-    control characters and no escapes."""
-    return _BOUNDED.sub(lambda rule: f"{rule[1]} ::= ({_JSON_CHARACTER})", str(grammar))
+    """Strings with minLength or maxLength without control characters, which XGrammar's own rule for these allows. Escapes stay
+    forbidden there: with them a mask takes 90 ms in place of 0.1 ms."""
+    return _BOUNDED.sub(lambda rule: rule[1] + r" ::= (([^\0-\x1f\"\\]))", str(grammar))
 
 
 _BOUNDED = re.compile(r'^(\w+_characters(?:_\d+)?) ::= \(\(\[\^\\"\\\\\\r\\n\]\)\)$', re.MULTILINE)
-_JSON_CHARACTER = r'([^\0-\x1f\"\\]) | ("\\" [\"\\/bfnrt]) | ("\\u" [A-Fa-f0-9] [A-Fa-f0-9] [A-Fa-f0-9] [A-Fa-f0-9])'
 
 
 def _put_off_the_end(mask: torch.Tensor, stop_ids: frozenset[int]) -> None:

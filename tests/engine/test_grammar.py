@@ -233,7 +233,7 @@ ENFORCED: list[tuple[Any, str, str]] = [
     ({"type": "string", "format": "date"}, '"2024-02-29"', '"today"'),
     ({"type": "string", "format": "our own", "maxLength": 3}, '"abc"', '"abcd"'),
     ({"type": "integer", "multipleOf": 5}, "35", "36"),
-    ({"type": "string", "minLength": 1, "maxLength": 2}, '"\\n\\u00e9"', '"\t"'),
+    ({"type": "string", "minLength": 1, "maxLength": 2}, '"é😀"', '"\t"'),
     ({"type": "number", "exclusiveMaximum": 1}, "0.5", "1.0"),
     ({"items": [{"type": "integer"}, {"type": "boolean"}], "additionalItems": {"type": "null"}}, "[1, true, null]", "[1, 2]"),
     ({"type": "array", "items": {"type": "array", "items": {"enum": ["a", "b"]}}, "minItems": 1}, '[["a", "b"]]', '[["c"]]'),
