@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Prompt positions whose logits are held at once while prompt log-probabilities are computed.
 SCORED_ROWS = 64
-# Seconds that a step without other work waits for a grammar.
-GRAMMAR_WAIT = 0.01
+# Seconds that a step without other work waits for a grammar, and that a grammar may take to be compiled.
+GRAMMAR_WAIT, GRAMMAR_TIMEOUT = 0.01, 60.0
 
 
 class Engine:
@@ -250,10 +250,14 @@ class Engine:
             wait([future for _, future in self.compiling.values()], GRAMMAR_WAIT, "FIRST_COMPLETED")
         outputs = []
         for rid, (request, future) in list(self.compiling.items()):
-            if not future.done():
+            is_late = time.perf_counter() - request.queued_at > GRAMMAR_TIMEOUT
+            if not future.done() and not is_late:
                 continue
             del self.compiling[rid]
             try:
+                if not future.done():
+                    future.cancel()
+                    raise GrammarError(f"it could not be compiled within {GRAMMAR_TIMEOUT:g} seconds; make it simpler")
                 self.grammars.admit(request, future.result())
                 self.scheduler.add(request)
             except RequestRefused as refusal:

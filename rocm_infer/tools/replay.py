@@ -19,6 +19,8 @@ from rocm_infer.engine.messages import AddRequest
 from rocm_infer.engine.recorder import RequestPart, StepRecord
 from rocm_infer.engine.request import Request
 from rocm_infer.engine.scheduler import Chunk, Step
+from rocm_infer.hub import resolve_model
+from rocm_infer.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class Replay:
         _check(capsule)
         self.capsule = capsule
         self.engine = make_engine(_config(capsule))
+        if any(request.params.grammar is not None for request in capsule.requests):
+            folder = resolve_model(capsule.config.tokenizer or capsule.config.model)
+            self.engine.set_vocabulary(Tokenizer.load(folder).vocabulary(self.engine.info["vocab_size"]))
         arrivals = {part.rid: part.arrival for part in _parts(capsule)}
         known = {request.rid: request for request in capsule.requests}
         self.requests = {rid: self._request(known[rid], arrival, row) for row, (rid, arrival) in enumerate(arrivals.items())}

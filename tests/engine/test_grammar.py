@@ -3,23 +3,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from rocm_infer.config import EngineConfig, Grammar
+from rocm_infer.engine import engine as engine_module
+from rocm_infer.engine.capsule import History, make_capsule
 from rocm_infer.engine.engine import Engine
 from rocm_infer.engine.grammar import Grammars
 from rocm_infer.engine.messages import AddRequest, RequestOutput
+from rocm_infer.engine.recorder import FILE_NAME, Recorder, Recording
 from rocm_infer.engine.request import RequestRefused
 from rocm_infer.text import grammar
 from rocm_infer.text.grammar import Format, GrammarTextError
 from rocm_infer.text.tokenizer import Tokenizer
+from rocm_infer.tools.replay import Replay
 from tests.engine.toy import ToyModel, drain, request, tokens_of
 from tests.engine.toy import run as run_all
-from tests.text.toys import CONFIG, byte_level
+from tests.text.toys import CONFIG, byte_level, write_folder
 
 TOKENIZER = Tokenizer(byte_level(), CONFIG)
 VOCAB = TOKENIZER.vocab_size + 2  # the last two make the toy fail
@@ -214,6 +221,47 @@ def test_masks_allow_no_special_token_as_text() -> None:
     texts = {TOKENIZER.token(token) for token in allowed[0].nonzero()[:, 0].tolist()}
     assert {"<", "|", "a", "th", "the"} <= texts
     assert not any(text.startswith("<|") for text in texts)
+
+
+def test_a_grammar_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = engine()
+    monkeypatch.setattr(made.grammars, "compile", lambda text: Future())
+    monkeypatch.setattr(engine_module, "GRAMMAR_TIMEOUT", 0.0)
+    (refusal,) = run_all(made, wanted("a"))["a"]
+    assert refusal.error is not None
+    assert (refusal.error.code, refusal.error.param) == ("invalid_value", "response_format")
+    assert not made.has_work
+
+
+def test_replay_follows_grammars(tmp_path: Path) -> None:
+    """The last steps of constrained requests give the same tokens again, in an engine that reads the vocabulary itself."""
+    folder = write_folder(tmp_path / "toy")
+    made, history = engine(), History()
+    made.config = dataclasses.replace(made.config, model=str(folder))
+    recording = Recording(tmp_path / FILE_NAME)
+    made.recorder = Recorder(tmp_path / FILE_NAME)
+    for seed in range(3):
+        made.add(wanted(f"{seed}", seed))
+        history.add(wanted(f"{seed}", seed))
+    while made.compiling:
+        made.step()
+    for _ in range(20):
+        for output in made.step():
+            history.note(output)
+    capsule = make_capsule(
+        reason="test",
+        config=made.config,
+        info=made.info,
+        steps=recording.steps(),
+        requests=history.entries(),
+        stacks="",
+        with_token_ids=True,
+    )
+    recording.close()
+    again = Replay(capsule, lambda config: Engine(config, model=ToyModel(1024, VOCAB, EOS)))
+    results = [again.run(record) for record in capsule.steps]
+    assert sum(len(result.tokens) for result in results) > 30
+    assert not any(result.differences for result in results)
 
 
 # Schemas with a text that satisfies them and one that does not.
