@@ -119,6 +119,8 @@ def test_every_wrong_tensor_is_named(library, name, wrong):
         arguments[tensor] = change(arguments[tensor])
         if wrong == "stride" and arguments[tensor].shape[-1] < 2:
             continue
+        if wrong == "device" and len(given_tensors(name)) == 1:
+            continue  # another device, and nothing that differs from it
         who = r"\w+" if wrong == "device" else tensor  # the one that differs from the first
         with pytest.raises(ValueError, match=rf"^{name}: {who}: {message}"):
             registry()[name].using("hip")(**arguments)

@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +91,23 @@ def test_what_runs_is_packaged_and_nothing_else(tmp_path, monkeypatch):
     setup_rocm.package(folder)
     found = {str(file.relative_to(package)) for file in package.rglob("*") if file.is_file()}
     assert found == {"libkernels_w64.so", "_bind.so", "code_objects/gfx942/a.co"}
+
+
+def test_the_wheel_holds_the_libraries_and_says_where_they_run(tmp_path):
+    """The real packaging, with stand-ins for what takes minutes to compile."""
+    for name in ("rocm_infer", "triton_kernels"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "lib", "assets"))
+    for name in ("setup_rocm.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, tmp_path)
+    libraries = ("libkernels_w64.so", "_bind.so", "code_objects/gfx942/rms_norm.co")
+    for file in libraries:
+        (tmp_path / "built" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "built" / file).touch()
+    make = "import setup_rocm; setup_rocm.package(setup_rocm.ROOT / 'built'); print(setup_rocm.make_wheel())"
+    done = subprocess.run([sys.executable, "-c", make], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    wheel = Path(done.stdout.split()[-1])
+    assert re.fullmatch(rf"rocm_infer-.*-cp3{sys.version_info.minor}-none-\w+_\w+.whl", wheel.name)
+    inside = zipfile.ZipFile(wheel).namelist()
+    assert {f"rocm_infer/hip/lib/{file}" for file in libraries} <= set(inside)
+    assert not [name for name in inside if name.startswith(("tests", "csrc", "bench"))]

@@ -29,7 +29,7 @@ def read_by_splits(driver: HipDriver, heads: int, length: int) -> int:
     """Bytes that the kernel of the splits reads of memory for one sequence of `length` tokens, the new one included."""
     sizes = {"B": 1, "S": 1, "H": heads, "K": length, "L": 512, "R": 64, "P": 16}
     arguments = mla_decode.inputs(sizes)
-    del driver.device.launches[:]
+    driver.device.launches.clear()
     mla_decode.using("hip")(**arguments)
     (splits,) = [record for record in driver.device.launches if "merge" not in record.kernel]
     return splits.counters["bytes_read"]
