@@ -106,10 +106,10 @@ class CompileDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
 def compiling(arch: Arch) -> Iterator[list[Launch]]:
     """Within, Triton kernels launched on tensors of torch's meta device compile for `arch`. Yields the launches as they come."""
     config = triton.runtime.driver
-    previous, driver = config._active, CompileDriver(arch)
+    before, driver = dict(vars(config)), CompileDriver(arch)  # where it keeps the driver differs between versions
     config.set_active(driver)
     try:
         with archs.played_by_meta(arch):
             yield driver.launches
     finally:
-        config._active = previous
+        vars(config).update(before)

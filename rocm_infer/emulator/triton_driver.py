@@ -138,9 +138,9 @@ def emulated(arch: str, *, checks: Checks | None = None, threads: int | None = N
     """Within, Triton kernels launched on CPU tensors run as machine code of arch. Yields the device."""
     device = Device(arch, checks=checks, threads=threads, trace=trace, break_at=break_at)
     config = triton.runtime.driver
-    previous = config._active
+    before = dict(vars(config))  # where it keeps the driver differs between versions
     config.set_active(EmulatedDriver(device))
     try:
         yield device
     finally:
-        config._active = previous
+        vars(config).update(before)
