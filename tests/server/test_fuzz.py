@@ -47,6 +47,36 @@ BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/tokenize", {"prompt": "hello wörld", "add_special_tokens": False}),
     ("/tokenize", {"messages": HI}),
     ("/detokenize", {"tokens": [1, 2, 3]}),
+    (
+        "/v1/messages",
+        {
+            "model": "toy",
+            "max_tokens": 2,
+            "system": "s",
+            "stop_sequences": ["x"],
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "a"}]},
+                {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "b"}]},
+            ],
+        },
+    ),
+    ("/v1/messages", {"model": "toy", "max_tokens": 2, "messages": HI, "stream": True, "thinking": {"type": "disabled"}}),
+    ("/v1/messages/count_tokens", {"model": "toy", "messages": HI}),
+    ("/v1/responses", {"input": "hi", "max_output_tokens": 2, "instructions": "i", "reasoning": {"effort": "low"}}),
+    (
+        "/v1/responses",
+        {
+            "stream": True,
+            "max_output_tokens": 2,
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c", "output": "b"},
+            ],
+        },
+    ),
+    ("/start_profile", {"output_dir": "a", "num_steps": 1, "activities": ["CPU"]}),
     ("/abort_request", {"rid": "none"}),
 )
 TOKENS = (

@@ -71,7 +71,8 @@ class ToyServer:
         self.capsules = folder / "capsules"
         command = [sys.executable, "-m", "tests.server.toy_server", str(write_folder(folder / "toy")), "--port", str(port)]
         settings = (
-            f"--page-size 4 --max-total-tokens 2048 --num-threads 1 --capsule-dir {self.capsules} --served-model-name toy"
+            f"--page-size 4 --max-total-tokens 2048 --num-threads 1 --served-model-name toy "
+            f"--capsule-dir {self.capsules} --profile-dir {folder / 'profiles'}"
         )
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
         self.process = subprocess.Popen(
