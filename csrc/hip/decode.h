@@ -128,7 +128,7 @@ struct alignas(16) Chunk {
 // one is worked on. kChunks * threads chunks of 16 bytes hold it. kCodes: the cache may be fp8.
 template <class T, int kChunks, bool kCodes>
 struct Staged {
-    Chunk chunks[kChunks];
+    u32 words[kChunks][4];  // not whole chunks: as such the compiler would keep them in scratch memory
 
     GRID_DEVICE void fetch(const DecodeParams& p, const Block& block, const CacheView& view, int first, int end, const i64* rows, int skip = 0) {
         bool codes = kCodes && p.type.is_fp8;
@@ -140,7 +140,7 @@ struct Staged {
                 const char* from = static_cast<const char*>(view.data) + rows[token - block.split * kSplit] * item + (c - row * per_row) * 16;
                 chunk = *reinterpret_cast<const Chunk*>(from);
             }
-            chunks[i] = chunk;
+            GRID_UNROLL for (int w = 0; w < 4; ++w) words[i][w] = chunk.words[w];
         }
     }
 
@@ -152,13 +152,13 @@ struct Staged {
             int c = thread_x() + (skip + i) * num_threads(), row = c / per_row, column = (c - row * per_row) * 16 / item;
             if (row >= kTokens) continue;
             if (!codes) {
-                *reinterpret_cast<Chunk*>(tile.at(row, column)) = chunks[i];
+                *reinterpret_cast<Chunk*>(tile.at(row, column)) = {words[i][0], words[i][1], words[i][2], words[i][3]};
             } else {
                 constexpr int kVector = 16 / sizeof(T);
                 GRID_UNROLL for (int j = 0; j < 16; j += kVector) {
                     Vec<T, kVector> wide;
                     GRID_UNROLL for (int n = 0; n < kVector; ++n) {
-                        u8 code = static_cast<u8>(chunks[i].words[(j + n) / 4] >> 8 * ((j + n) % 4));
+                        u8 code = static_cast<u8>(words[i][(j + n) / 4] >> 8 * ((j + n) % 4));
                         wide.v[n] = from_float<T>(decode(fp8{code}, p.type.fnuz));
                     }
                     store(tile.at(row, column + j), wide);
