@@ -184,11 +184,25 @@ async def _(t: Target) -> None:
     await t.chat_refused(None, tools=[broken], tool_choice="required")
 
 
+ANTHROPIC: dict[str, Any] = {
+    "messages": USER,
+    "max_tokens": 1000,
+    "temperature": 0,
+    "tools": [{"name": "get_time", "description": "The time", "input_schema": ONE}],
+    "tool_choice": {"type": "any"},
+}
+RESPONSES: dict[str, Any] = {
+    "input": "What time is it?",
+    "max_output_tokens": 1000,
+    "temperature": 0,
+    "tools": [{"type": "function", "name": "get_time", "description": "The time", "parameters": ONE}],
+    "tool_choice": "required",
+}
+
+
 @tools.check("messages", "/v1/messages: tool_choice any gives a tool_use block")
 async def _(t: Target) -> None:
-    tool = {"name": "get_time", "description": "The time", "input_schema": ONE}
-    fields = {"messages": USER, "max_tokens": 1000, "temperature": 0, "tools": [tool], "tool_choice": {"type": "any"}}
-    body = await t.ask("/v1/messages", fields)
+    body = await t.once("tool use", lambda: t.ask("/v1/messages", ANTHROPIC))
     equal(body["stop_reason"], "tool_use", "stop_reason")
     used = [block for block in body["content"] if block["type"] == "tool_use"]
     ensure(
@@ -196,16 +210,34 @@ async def _(t: Target) -> None:
     )
 
 
+@tools.check("messages-stream", "/v1/messages: a tool_use block streams its input in pieces of JSON")
+async def _(t: Target) -> None:
+    events = await t.events("/v1/messages", {**ANTHROPIC, "stream": True})
+    begun = [chunk["content_block"] for chunk in events.chunks if chunk["type"] == "content_block_start"]
+    used = next((block for block in begun if block["type"] == "tool_use"), None)
+    ensure(used and used["name"] == "get_time" and used["input"] == {} and used["id"], "block", "a tool_use", begun)
+    deltas = [chunk["delta"] for chunk in events.chunks if chunk["type"] == "content_block_delta"]
+    joined = "".join(delta.get("partial_json", "") for delta in deltas)
+    whole = await t.once("tool use", lambda: t.ask("/v1/messages", ANTHROPIC))
+    equal(json.loads(joined), whole["content"][-1]["input"], "input")
+    equal(events.chunks[-2]["delta"]["stop_reason"], "tool_use", "stop_reason")
+
+
 @tools.check("responses", "/v1/responses: tool_choice required gives a function_call item")
 async def _(t: Target) -> None:
-    tool = {"type": "function", "name": "get_time", "description": "The time", "parameters": ONE}
-    fields = {
-        "input": "What time is it?",
-        "max_output_tokens": 1000,
-        "temperature": 0,
-        "tools": [tool],
-        "tool_choice": "required",
-    }
-    body = await t.ask("/v1/responses", fields)
+    body = await t.once("function call", lambda: t.ask("/v1/responses", RESPONSES))
     calls = [item for item in body["output"] if item["type"] == "function_call"]
     ensure(calls and json.loads(calls[0]["arguments"])["city"] in CITIES, "output", "a function_call", body["output"])
+
+
+@tools.check("responses-stream", "/v1/responses: arguments of a call stream as deltas, then done")
+async def _(t: Target) -> None:
+    events = await t.events("/v1/responses", {**RESPONSES, "stream": True})
+    kind = "response.function_call_arguments"
+    joined = "".join(chunk["delta"] for chunk in events.chunks if chunk["type"] == f"{kind}.delta")
+    done = [chunk["arguments"] for chunk in events.chunks if chunk["type"] == f"{kind}.done"]
+    whole = await t.once("function call", lambda: t.ask("/v1/responses", RESPONSES))
+    item = next(item for item in whole["output"] if item["type"] == "function_call")
+    equal(joined, done[0], "pieces")
+    equal(json.loads(joined), json.loads(item["arguments"]), "arguments")
+    equal(events.chunks[-1]["response"]["output"][-1]["name"], "get_time", "name in the last event")
