@@ -124,9 +124,7 @@ def figures(arch: str, assembly: str, lds_bytes: int, num_waves: int) -> Figures
 
 def launch(variant: Variant, arch: Arch) -> None:
     """Launch one call under `compiling`: the op's own checks, scratch and tiles, on tensors without data."""
-    contract = variant.contract()
-    contract.forget_plans()  # they may be those of another architecture
-    contract.using("triton")(**variant.arguments(arch, device="meta"))
+    variant.contract().using("triton")(**variant.arguments(arch, device="meta"))
 
 
 @dataclass
@@ -209,16 +207,16 @@ def recorded(folder: Path, arch: str) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {"triton": "", "kernels": {}}
 
 
-def record(folder: Path, arch: str, results: Iterable[Compiled], keep: Mapping[str, Any]) -> None:
-    """Write the figures of an architecture, one line per kernel compiled; `keep` are figures of kernels not compiled now."""
-    kernels = dict(keep)
-    fresh: dict[str, dict[str, Figures]] = {}
+def record(folder: Path, arch: str, results: Iterable[Compiled], ops: Sequence[str]) -> None:
+    """Write the figures of an architecture, one line per kernel compiled. With `ops`, those of calls of other ops stay."""
+    kernels: dict[str, dict[str, Figures]] = {}
+    for kernel, calls in recorded(folder, arch)["kernels"].items() if ops else ():
+        kernels[kernel] = {name: found for name, found in calls.items() if name.split(" ")[0] not in ops}
     for result in results:
-        fresh.setdefault(result.case.kernel, {})[result.case.names[0]] = result.figures
-    kernels.update(fresh)
+        kernels.setdefault(result.case.kernel, {})[result.case.names[0]] = result.figures
     rows = []
     for kernel, calls in sorted(kernels.items()):
-        lines = ",\n".join(f"   {json.dumps(name)}: {json.dumps(found)}" for name, found in calls.items())
+        lines = ",\n".join(f"   {json.dumps(name)}: {json.dumps(found)}" for name, found in sorted(calls.items()))
         rows.append(f"  {json.dumps(kernel)}: {{\n{lines}\n  }}")
     folder.mkdir(parents=True, exist_ok=True)
     text = f'{{\n "triton": {json.dumps(triton.__version__)},\n "kernels": {{\n' + ",\n".join(rows) + "\n }\n}\n"
@@ -355,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
             print(row(f"{arch} {symbol} [HIP]", found))
     if args.update:
         for arch, found in results.items():
-            record(args.folder, arch, found, {} if not args.op else kept[arch]["kernels"])
+            record(args.folder, arch, found, args.op or ())
         told = [text for text in told if "recorded" not in text]
     print(
         f"{sum(map(len, results.values()))} kernels of {len(chosen)} calls for {', '.join(args.arch)}: {len(told)} complaints"

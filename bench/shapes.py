@@ -32,6 +32,7 @@ class Variant:
     """One call of an op. dims and options are those of the op's `inputs`, scalars are further scalar arguments.
 
     fp8: activations and weights, or the output of a norm, are fp8. fp8_cache: cached keys and values are.
+    zeros: further tensor arguments, by shape and type. large_pool: the cache is larger than 2 GiB, where Triton makes other addresses for AMD GPUs.
     """
 
     op: str
@@ -41,12 +42,18 @@ class Variant:
     dims: Mapping[str, int]
     fp8: bool = False
     fp8_cache: bool = False
+    large_pool: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     scalars: Mapping[str, Any] = field(default_factory=dict)
+    zeros: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        types = ("fp8" if self.fp8 else "bf16") + (", fp8 cache" if self.fp8_cache else "")
+        types = (
+            ("fp8" if self.fp8 else "bf16")
+            + (", fp8 cache" if self.fp8_cache else "")
+            + (", large pool" if self.large_pool else "")
+        )
         return f"{self.model} tp{self.tp} {self.what} {types}"
 
     def contract(self) -> _op.Op[..., Any]:
@@ -54,15 +61,18 @@ class Variant:
 
     def arguments(self, arch: Arch, *, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
         """Arguments of the op, fp8 in the dialect of the architecture."""
-        dialect = torch.float8_e4m3fnuz if arch.fp8 == "e4m3fnuz" else torch.float8_e4m3fn
+        dialect = arch.fp8_dtype
         options = {**self.options, **({"dtype": dialect} if self.fp8 and self.op in FP8_INPUTS else {})}
         with torch.device(device):
             made = self.contract().inputs(self.dims, device=device, seed=seed, **options)
         made.update(self.scalars)
+        made.update({name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in self.zeros.items()})
         if self.op == "quant_fp8" or "group" in self.scalars:
             made["out_dtype"] = dialect
         if self.fp8_cache:
             made.update({name: made[name].to(dialect) for name in CACHES if name in made})
+        if self.large_pool:
+            made.update({name: _grown(made[name]) for name in CACHES if name in made})
         return made
 
     def cost(self) -> _op.Cost:
@@ -82,6 +92,15 @@ class Variant:
 
 FP8_INPUTS = ("gemm_fp8", "moe_gemm")
 CACHES = ("k_cache", "v_cache", "cache")
+LARGE_BYTES = 1 << 31
+
+
+def _grown(cache: torch.Tensor) -> torch.Tensor:
+    """The same pages at the start of a pool of a little more than 2 GiB."""
+    pages = LARGE_BYTES // (cache[0].numel() * cache.element_size()) + 1
+    pool = cache.new_empty((pages, *cache.shape[1:]))
+    pool[: cache.shape[0]] = cache
+    return pool
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,19 @@ def _of_model(model: Model, tp: int) -> Iterator[Variant]:
             yield from _experts(model, tp, fp8)
     for rows in DECODE:
         yield Variant("sample", model.name, tp, f"B{rows}", {"B": rows, "V": model.vocab})
+    yield _shaped_sample(model, tp, DECODE[-1])
+
+
+def _shaped_sample(model: Model, tp: int, rows: int) -> Variant:
+    """With every penalty, a bias, a grammar's mask, and log-probabilities."""
+    vocab = model.vocab
+    zeros: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        name: ((rows,), torch.float32) for name in ("presence", "frequency", "repetition")
+    }
+    zeros |= {"output_counts": ((rows, vocab), torch.int32), "prompt_seen": ((rows, vocab), torch.uint8)}
+    zeros |= {"bias": ((rows, vocab), torch.float32), "mask": ((rows, -(-vocab // 32)), torch.int32)}
+    dims = {"B": rows, "V": vocab}
+    return Variant("sample", model.name, tp, f"B{rows} penalties", dims, scalars={"num_logprobs": 5}, zeros=zeros)
 
 
 def _norms(model: Model, tp: int) -> Iterator[Variant]:
@@ -209,6 +241,11 @@ def _attention(model: Model, tp: int, fp8_cache: bool) -> Iterator[Variant]:
     for tokens in PREFILL:
         dims = {"B": PROMPTS, "T": tokens, "L": KV_LEN, **sizes, "Dv": width, "P": PAGE}
         yield Variant("attn_prefill", name, tp, f"T{tokens}", dims, **shared)
+        yield Variant("attn_prefill", name, tp, f"T{tokens}", dims, large_pool=True, **shared)
+    dims = {"B": DECODE[-1], **sizes, "P": PAGE, "L": KV_LEN}
+    yield Variant("attn_decode", name, tp, f"B{DECODE[-1]}", dims, large_pool=True, **shared)
+    dims = {"T": DECODE[-1], **sizes, "P": PAGE, "R": width}
+    yield Variant("store_kv", name, tp, f"T{DECODE[-1]}", dims, large_pool=True, **shared)
 
 
 def _latent_attention(model: Model, tp: int, fp8_cache: bool) -> Iterator[Variant]:
@@ -220,6 +257,10 @@ def _latent_attention(model: Model, tp: int, fp8_cache: bool) -> Iterator[Varian
     for batch, new, page in [*((batch, 1, PAGE) for batch in DECODE), (16, 1, 1), (16, 1, 64), (16, 2, PAGE), (16, 4, PAGE)]:
         dims = {"B": batch, "S": new, "H": heads, "K": KV_LEN, **row, "P": page}
         yield Variant("mla_decode", name, tp, f"B{batch} S{new} P{page}", dims, fp8_cache=fp8_cache)
+    dims = {"B": DECODE[-1], "S": 1, "H": heads, "K": KV_LEN, **row, "P": PAGE}
+    yield Variant("mla_decode", name, tp, f"B{DECODE[-1]} S1 P{PAGE}", dims, fp8_cache=fp8_cache, large_pool=True)
+    dims = {"T": DECODE[-1], "H": heads, **row, "P": PAGE}
+    yield Variant("store_mla", name, tp, f"T{DECODE[-1]}", dims, fp8_cache=fp8_cache, large_pool=True)
     if not fp8_cache:  # prompts see keys and values of every head, expanded
         for tokens in PREFILL:
             expanded = {"H": heads, "G": heads, "D": model.nope + model.rope, "Dv": model.head_dim}

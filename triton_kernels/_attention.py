@@ -62,7 +62,7 @@ def attend_tokens(
     pages_ptr,  # of this sequence
     start,
     stop,  # tokens start .. stop
-    seen_from,  # [BLOCK_M]: a row sees tokens seen_from .. seen_to
+    seen_from,  # [BLOCK_M], with PER_ROW: a row sees tokens seen_from .. seen_to
     seen_to,
     scale,
     cap,
@@ -80,7 +80,9 @@ def attend_tokens(
     FP8_BIAS: tl.constexpr,
     NATIVE: tl.constexpr,
     HAS_CAP: tl.constexpr,
-    MASKED: tl.constexpr,  # False: every row sees every token of these
+    MASKED: tl.constexpr,  # tokens from stop on are in the last tile, or rows see different ones
+    PER_ROW: tl.constexpr,  # False: every row sees all tokens start .. stop
+    HAS_WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -99,7 +101,11 @@ def attend_tokens(
         scores = dot(q0, tl.trans(from_cache(k0, dtype, FP8_BIAS, NATIVE)), scores)
         if D1:
             scores = dot(q1, tl.trans(from_cache(k1, dtype, FP8_BIAS, NATIVE)), scores)
-        seen = is_token[None, :] & (tokens[None, :] < seen_to[:, None]) & (tokens[None, :] >= seen_from[:, None])
+        seen = is_token[None, :]
+        if PER_ROW:
+            seen = seen & (tokens[None, :] < seen_to[:, None])
+            if HAS_WINDOW:
+                seen = seen & (tokens[None, :] >= seen_from[:, None])
         m, total, weights, keep = online_softmax(scores, seen, m, total, scale, cap, HAS_CAP, MASKED)
         weights = weights.to(dtype)
         acc0 = dot(weights, from_cache(v0, dtype, FP8_BIAS, NATIVE), acc0 * keep[:, None])
@@ -118,7 +124,7 @@ def kv_splits(num_tokens, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
     return split_len, tl.cdiv(num_tokens, split_len)
 
 
-@triton.jit(do_not_specialize=["Z"])
+@triton.jit(do_not_specialize=["window", "Z", "num_rows", "num_new"])
 def merge_kernel(
     o_ptr,  # [B, ROWS, D]
     partial_ptr,  # [B, Z, ROWS, D] fp32, each divided by its own sum
@@ -127,9 +133,9 @@ def merge_kernel(
     kv_len_ptr,  # [B]
     window,
     Z,
-    ROWS: tl.constexpr,
+    num_rows,
+    num_new,  # tokens at the end that the last split took from elsewhere than the cache
     D: tl.constexpr,
-    NUM_NEW: tl.constexpr,  # tokens at the end that the last split took from elsewhere than the cache
     HAS_SINKS: tl.constexpr,
     SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
@@ -143,11 +149,11 @@ def merge_kernel(
     row, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     kv_len = tl.load(kv_len_ptr + b)
     num_tokens = tl.minimum(kv_len, window) if window > 0 else kv_len
-    _, num_splits = kv_splits(tl.maximum(num_tokens - NUM_NEW, 0), SPLIT, MAX_SPLITS)
+    _, num_splits = kv_splits(tl.maximum(num_tokens - num_new, 0), SPLIT, MAX_SPLITS)
     num_splits = tl.where(kv_len > 0, tl.maximum(num_splits, 1), 0)
-    first = b * Z * ROWS + row
+    first = b * Z * num_rows + row
     every = tl.arange(0, MAX_SPLITS)
-    highest = tl.max(tl.load(lse_ptr + first + every * ROWS, mask=every < num_splits, other=float("-inf")))
+    highest = tl.max(tl.load(lse_ptr + first + every * num_rows, mask=every < num_splits, other=float("-inf")))
     if HAS_SINKS:
         sink = tl.load(sinks_ptr + row).to(tl.float32) * LOG2_E
         highest = tl.maximum(highest, sink)
@@ -157,7 +163,7 @@ def merge_kernel(
     total = 0.0
     for start in range(0, num_splits, BLOCK_Z):
         z = start + tl.arange(0, BLOCK_Z)
-        place = first + z * ROWS
+        place = first + z * num_rows
         lse = tl.load(lse_ptr + place, mask=z < num_splits, other=float("-inf"))
         inside = (z < num_splits)[:, None] & (columns < D)[None, :]
         partial = tl.load(partial_ptr + place[:, None] * D + columns[None, :], mask=inside, other=0.0)
@@ -167,7 +173,7 @@ def merge_kernel(
     if HAS_SINKS:
         total += tl.exp2(sink - base)
     out = acc / tl.where(total == 0.0, 1.0, total)
-    tl.store(o_ptr + (b * ROWS + row) * D + columns, out.to(o_ptr.dtype.element_ty), mask=columns < D)
+    tl.store(o_ptr + (b * num_rows + row) * D + columns, out.to(o_ptr.dtype.element_ty), mask=columns < D)
 
 
 def merge(
@@ -192,9 +198,9 @@ def merge(
         kv_len,
         window,
         num_splits,
-        ROWS=rows,
+        rows,
+        num_new,
         D=width,
-        NUM_NEW=num_new,
         HAS_SINKS=sinks is not None,
         SPLIT=split,
         MAX_SPLITS=max_splits,

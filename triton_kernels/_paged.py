@@ -33,20 +33,6 @@ def check_rows(op: str, **tensors: torch.Tensor | None) -> None:
             raise ValueError(f"{op}: {name}: expected stride 1 in the last dimension, got {tensor.stride()}; use .contiguous()")
 
 
-def check_rope(op: str, **tensors: torch.Tensor | None) -> None:
-    """What the rotary embedding needs comes together or not at all."""
-    given = [tensor is not None for tensor in tensors.values()]
-    if any(given) and not all(given):
-        raise ValueError(f"{op}: {', '.join(tensors)}: expected all or none of them, got some")
-
-
-def check_heads(op: str, q: torch.Tensor, k_cache: torch.Tensor) -> None:
-    """Every kv head serves the same number of query heads."""
-    num_heads, num_kv_heads = q.shape[1], k_cache.shape[2]
-    if num_kv_heads == 0 or num_heads % num_kv_heads:
-        raise ValueError(f"{op}: q: expected heads a multiple of the {num_kv_heads} kv heads, got {num_heads}")
-
-
 def parts(width: int) -> tuple[int, int]:
     """A row width as a power of two plus a padded remainder (0: none): 192 is 128 + 64, where one block would pad to 256."""
     first = 1 << (width.bit_length() - 1)

@@ -12,11 +12,11 @@ import triton.language as tl
 from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
 from rocm_infer.triton_kernels._attention import attend_tokens, kv_splits, load_parts, merge, num_splits
-from rocm_infer.triton_kernels._paged import as_bytes, check_heads, check_rows, parts
+from rocm_infer.triton_kernels._paged import as_bytes, check_rows, parts
 from rocm_infer.triton_kernels.common import fp8_args, options
 
 
-@triton.jit(do_not_specialize=["Z", "page_table_stride"])
+@triton.jit(do_not_specialize=["window", "Z", "num_kv_heads", "page_table_stride"])
 def attn_decode_kernel(
     o_ptr,  # [B, H, DV]; unused unless DIRECT
     partial_ptr,  # [B, Z, H, DV] fp32
@@ -40,7 +40,7 @@ def attn_decode_kernel(
     v_head_stride,
     page_table_stride,
     Z,
-    G: tl.constexpr,
+    num_kv_heads,
     GROUP: tl.constexpr,  # query heads of a kv head
     D: tl.constexpr,
     D0: tl.constexpr,
@@ -86,24 +86,23 @@ def attn_decode_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     acc0 = tl.zeros([BLOCK_M, V0], tl.float32)
     acc1 = tl.zeros([BLOCK_M, V1 if V1 else 16], tl.float32)
-    seen_from = tl.zeros([BLOCK_M], tl.int32)
     m, total, acc0, acc1 = attend_tokens(
         q0, q1, m, total, acc0, acc1,
         k_cache_ptr + kv_head * k_head_stride, v_cache_ptr + kv_head * v_head_stride, page_table_ptr + b * page_table_stride,
-        start, stop, seen_from, seen_from + kv_len, scale, cap,
+        start, stop, start, stop, scale, cap,
         k_page_stride, k_token_stride, v_page_stride, v_token_stride,
-        D, D0, D1, DV, V0, V1, P, FP8_BIAS, NATIVE, HAS_CAP, True, BLOCK_M, BLOCK_N,
+        D, D0, D1, DV, V0, V1, P, FP8_BIAS, NATIVE, HAS_CAP, True, False, False, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     inverse = (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]
     inside0 = is_row[:, None] & (v_columns0 < DV)[None, :]
     inside1 = is_row[:, None] & (v_columns1 < DV)[None, :]
     if DIRECT:
-        out_ptr = o_ptr + (b * (G * GROUP) + heads)[:, None] * DV
+        out_ptr = o_ptr + (b * (num_kv_heads * GROUP) + heads)[:, None] * DV
         tl.store(out_ptr + v_columns0[None, :], (acc0 * inverse).to(q0.dtype), mask=inside0)
         if V1:
             tl.store(out_ptr + v_columns1[None, :], (acc1 * inverse).to(q0.dtype), mask=inside1)
     else:
-        place = (b * Z + split) * (G * GROUP) + heads
+        place = (b * Z + split) * (num_kv_heads * GROUP) + heads
         tl.store(partial_ptr + place[:, None] * DV + v_columns0[None, :], acc0 * inverse, mask=inside0)
         if V1:
             tl.store(partial_ptr + place[:, None] * DV + v_columns1[None, :], acc1 * inverse, mask=inside1)
@@ -114,14 +113,15 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     """dims: G, H, D, Dv, itemsize (of a query value)."""
     group = dims["H"] // dims["G"]
     block_m = min(64, max(16, triton.next_power_of_2(group)))
-    row_bytes = max(dims["D"], dims["Dv"]) * dims["itemsize"]
+    row_space = triton.next_power_of_2(max(dims["D"], dims["Dv"]) * dims["itemsize"])
     return {
         # A model with few kv heads on this rank brings few programs per sequence, so its splits are shorter.
         "SPLIT": 128 if dims["G"] <= 2 else 256,
         "MAX_SPLITS": 64,
         "BLOCK_M": block_m,
         # 16 KB of keys and 16 KB of values in flight; two workgroups fit the 64 KB of a compute unit's LDS.
-        "BLOCK_N": max(16, min(64, (16 << 10) // triton.next_power_of_2(row_bytes))),
+        # A lane of RDNA has 256 registers, and operands of its matrix instructions lie in them twice.
+        "BLOCK_N": 16 if arch.wave == 32 and arch.vendor == "amd" else max(16, min(64, (16 << 10) // row_space)),
         **options(arch, num_warps=4, num_stages=1, matrix=True),
     }
 
@@ -162,7 +162,6 @@ def launch(
     k_scale: float,
     v_scale: float,
 ) -> None:
-    check_heads("attn_decode", q, k_cache)
     check_rows("attn_decode", q=q, k_cache=k_cache, v_cache=v_cache, page_table=page_table, sinks=sinks)
     batch, num_heads, size = q.shape
     page_size, num_kv_heads, v_size = v_cache.shape[1:]
@@ -192,7 +191,7 @@ def launch(
         *v_cache.stride()[:3],
         page_table.stride(0),
         splits,
-        G=num_kv_heads,
+        num_kv_heads,
         GROUP=group,
         D=size,
         D0=parts(size)[0],

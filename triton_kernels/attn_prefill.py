@@ -12,7 +12,7 @@ import triton.language as tl
 from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
 from rocm_infer.triton_kernels._attention import LOG2_E, attend_tokens, load_parts
-from rocm_infer.triton_kernels._paged import as_bytes, check_heads, check_rows, parts
+from rocm_infer.triton_kernels._paged import as_bytes, check_rows, parts
 from rocm_infer.triton_kernels.common import fp8_args, options
 
 
@@ -34,7 +34,7 @@ def find_block(query_start_ptr, block, T, B, TOKENS: tl.constexpr, BLOCK_B: tl.c
     return tl.where(found <= B, found - 1, -1), first, last
 
 
-@triton.jit(do_not_specialize=["T", "B", "page_table_stride"])
+@triton.jit(do_not_specialize=["window", "T", "B", "num_kv_heads", "page_table_stride"])
 def attn_prefill_kernel(
     o_ptr,  # [T, H, DV]
     q_ptr,  # [T, H, D]
@@ -59,7 +59,7 @@ def attn_prefill_kernel(
     v_token_stride,
     v_head_stride,
     page_table_stride,
-    G: tl.constexpr,
+    num_kv_heads,
     GROUP: tl.constexpr,  # query heads of a kv head
     D: tl.constexpr,
     D0: tl.constexpr,
@@ -130,18 +130,18 @@ def attn_prefill_kernel(
         m, total, acc0, acc1 = attend_tokens(
             q0, q1, m, total, acc0, acc1, k_ptr, v_ptr, pages_ptr, 0, full_stop, seen_from, seen_to, scale, cap,
             k_page_stride, k_token_stride, v_page_stride, v_token_stride,
-            D, D0, D1, DV, V0, V1, P, FP8_BIAS, NATIVE, HAS_CAP, False, BLOCK_M, BLOCK_N,
+            D, D0, D1, DV, V0, V1, P, FP8_BIAS, NATIVE, HAS_CAP, False, False, HAS_WINDOW, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     m, total, acc0, acc1 = attend_tokens(
         q0, q1, m, total, acc0, acc1, k_ptr, v_ptr, pages_ptr, full_stop, key_stop, seen_from, seen_to, scale, cap,
         k_page_stride, k_token_stride, v_page_stride, v_token_stride,
-        D, D0, D1, DV, V0, V1, P, FP8_BIAS, NATIVE, HAS_CAP, True, BLOCK_M, BLOCK_N,
+        D, D0, D1, DV, V0, V1, P, FP8_BIAS, NATIVE, HAS_CAP, True, True, HAS_WINDOW, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if HAS_SINKS:
         sink = tl.load(sinks_ptr + heads, mask=is_row, other=0.0) * LOG2_E
         total += tl.exp2(sink - tl.where(m == float("-inf"), 0.0, m))
     inverse = (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]
-    out_ptr = o_ptr + (tokens.to(tl.int64) * (G * GROUP) + heads)[:, None] * DV
+    out_ptr = o_ptr + (tokens.to(tl.int64) * (num_kv_heads * GROUP) + heads)[:, None] * DV
     v_columns0, v_columns1 = tl.arange(0, V0), V0 + tl.arange(0, V1 if V1 else 16)
     tl.store(out_ptr + v_columns0[None, :], (acc0 * inverse).to(q0.dtype), mask=is_row[:, None] & (v_columns0 < DV)[None, :])
     if V1:
@@ -154,14 +154,16 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     """dims: G, H, D, Dv, itemsize (of a query value), cache_itemsize."""
     group = dims["H"] // dims["G"]
     row_bytes = max(dims["D"], dims["Dv"]) * dims["itemsize"]
-    # The weighted sums take BLOCK_M * Dv registers: 128 rows over 8 waves up to a key of 192 values, then 64 over 4.
-    wide = row_bytes > 384
+    # The weighted sums take BLOCK_M * Dv registers: 128 rows over 8 waves up to a key of 192 values, then 64 over 4. A lane of
+    # RDNA has 256 registers, half of what CDNA gives, and operands of its matrix instructions lie in them twice.
+    narrow = arch.wave == 32 and arch.vendor == "amd"
+    few_rows = narrow or row_bytes > 384
     # Keys and values take BLOCK_N rows of LDS each. Codes of 1 byte are widened in registers; 64 of them per row would spill.
     block_n = 64 if row_bytes <= 256 and dims["cache_itemsize"] > 1 else 32 if row_bytes <= 512 else 16
     return {
-        "BLOCK_M": max(64 if wide else 128, triton.next_power_of_2(group)),
-        "BLOCK_N": block_n,
-        **options(arch, num_warps=4 if wide else 8, num_stages=1, matrix=True),
+        "BLOCK_M": max(64 if few_rows else 128, triton.next_power_of_2(group)),
+        "BLOCK_N": 16 if narrow else block_n,
+        **options(arch, num_warps=4 if few_rows else 8, num_stages=1, matrix=True),
     }
 
 
@@ -189,7 +191,6 @@ def launch(
     k_scale: float,
     v_scale: float,
 ) -> None:
-    check_heads("attn_prefill", q, k_cache)
     check_rows("attn_prefill", q=q, k_cache=k_cache, v_cache=v_cache, page_table=page_table, sinks=sinks)
     num_tokens, num_heads, size = q.shape
     page_size, num_kv_heads, v_size = v_cache.shape[1:]
@@ -223,7 +224,7 @@ def launch(
         *k_cache.stride()[:3],
         *v_cache.stride()[:3],
         page_table.stride(0),
-        G=num_kv_heads,
+        num_kv_heads,
         GROUP=group,
         D=size,
         D0=parts(size)[0],

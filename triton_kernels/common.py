@@ -201,15 +201,16 @@ def check_tile(op: str, **tensors: torch.Tensor) -> None:
             raise ValueError(f"{op}: {name}: expected stride 1 in the last dimension, got {tensor.stride()}; use .contiguous()")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def add_splits_kernel(
     y_ptr,  # [M, N]
-    partial_ptr,  # [SPLITS, M, N] fp32
+    partial_ptr,  # [num_splits, M, N] fp32
     bias_ptr,  # [N], or None
     split_size,  # M * N
+    num_splits,
     N,
     y_stride,
-    SPLITS: tl.constexpr,
+    MOST: tl.constexpr,  # a power of two, at least num_splits
     HAS_BIAS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -222,8 +223,9 @@ def add_splits_kernel(
     inside = columns < N
     total = tl.zeros([BLOCK], tl.float32)
     partial_ptr += row * N
-    for _ in tl.static_range(SPLITS):
-        total += tl.load(partial_ptr + columns, mask=inside, other=0.0)
+    for split in tl.static_range(MOST):
+        left = tl.where(num_splits > split, N, 0)
+        total += tl.load(partial_ptr + columns, mask=columns < left, other=0.0)
         partial_ptr += split_size
     if HAS_BIAS:
         total += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
@@ -231,16 +233,17 @@ def add_splits_kernel(
 
 
 def add_splits(arch: Arch, y: torch.Tensor, partial: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """y [M, N] = sum of partial [SPLITS, M, N] + bias."""
+    """y [M, N] = sum of partial [num_splits, M, N] + bias."""
     num_splits, m, n = partial.shape
     add_splits_kernel[(m, triton.cdiv(n, 256))](
         y,
         partial,
         bias,
         m * n,
+        num_splits,
         n,
         y.stride(0),
-        SPLITS=num_splits,
+        MOST=triton.next_power_of_2(num_splits),
         HAS_BIAS=bias is not None,
         BLOCK=256,
         **options(arch, num_warps=1),

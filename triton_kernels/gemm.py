@@ -15,10 +15,10 @@ from rocm_infer.triton_kernels._paged import dot
 from rocm_infer.triton_kernels.common import add_splits, check_tile, options, split_plan, stages, tile_of, tiles, waves, within
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "num_splits"])
 def gemm_kernel(
     y_ptr,  # [M, N]
-    partial_ptr,  # [SPLITS, M, N] fp32, or None
+    partial_ptr,  # [num_splits, M, N] fp32, or None
     x_ptr,  # [M, K]
     weight_ptr,  # [N, K]
     bias_ptr,  # [N], or None
@@ -29,8 +29,9 @@ def gemm_kernel(
     x_stride,
     weight_stride,
     split_len,
-    SPLITS: tl.constexpr,
+    num_splits,
     WHOLE: tl.constexpr,  # one program sums all splits of its tile
+    SINGLE: tl.constexpr,  # there is one split
     HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr,
     NUM_XCDS: tl.constexpr,
@@ -58,7 +59,7 @@ def gemm_kernel(
     x_offsets = row_in_tile[:, None] * x_stride + k_in_tile[None, :]
     weight_offsets = column_in_tile[None, :] * weight_stride + k_in_tile[:, None]
     first_split = 0 if WHOLE else tl.program_id(1)
-    last_split = SPLITS if WHOLE else first_split + 1
+    last_split = num_splits if WHOLE and not SINGLE else first_split + 1
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for split in range(first_split, last_split):
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -70,7 +71,7 @@ def gemm_kernel(
                 x = tl.load(x_tile_ptr + k + x_offsets, mask=(k_in_tile < K - k)[None, :], other=0.0)
                 weight = tl.load(weight_tile_ptr + k + weight_offsets, mask=(k_in_tile < K - k)[:, None], other=0.0)
             acc = dot(x, weight, acc)
-        total = acc if SPLITS == 1 or not WHOLE else total + acc
+        total = acc if SINGLE or not WHOLE else total + acc
     rows = first_row.to(tl.int64) + tl.arange(0, BLOCK_M)
     columns = first_column + tl.arange(0, BLOCK_N)
     inside = (rows < M)[:, None] & (columns < N)[None, :]
@@ -92,8 +93,9 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     num_tiles = triton.cdiv(dims["M"], block_m) * triton.cdiv(dims["N"], block_n)
     return {
         "split_len": split_len,
-        "SPLITS": num_splits,
+        "num_splits": num_splits,
         "WHOLE": num_splits == 1 or num_tiles >= arch.num_cus,
+        "SINGLE": num_splits == 1,
         "NUM_XCDS": arch.num_xcds,
         "GROUP_M": 8,
         "BLOCK_M": block_m,
@@ -110,10 +112,10 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
 
 
 def scratch(call: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """The partial sums [SPLITS, M, N] fp32; nothing of them where one program sums all splits."""
+    """The partial sums [num_splits, M, N] fp32; nothing of them where one program sums all splits."""
     dims = call.dims
     chosen = config(archs.current(call.device), {**dims, "itemsize": call.dtypes["x"].itemsize})
-    return [((0 if chosen["WHOLE"] else chosen["SPLITS"], dims["M"], dims["N"]), torch.float32)]
+    return [((0 if chosen["WHOLE"] else chosen["num_splits"], dims["M"], dims["N"]), torch.float32)]
 
 
 def launch(y: torch.Tensor, partial: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -126,7 +128,7 @@ def launch(y: torch.Tensor, partial: torch.Tensor, x: torch.Tensor, weight: torc
     chosen = config(arch, {"M": m, "N": n, "K": k, "itemsize": x.element_size()})
     whole = chosen["WHOLE"]
     num_tiles = triton.cdiv(m, chosen["BLOCK_M"]) * triton.cdiv(n, chosen["BLOCK_N"])
-    gemm_kernel[(num_tiles, 1 if whole else chosen["SPLITS"])](
+    gemm_kernel[(num_tiles, 1 if whole else chosen["num_splits"])](
         y,
         None if whole else partial,
         x,

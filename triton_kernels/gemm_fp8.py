@@ -27,10 +27,10 @@ from rocm_infer.triton_kernels.common import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "num_splits"])
 def gemm_fp8_kernel(
     c_ptr,  # [M, N]
-    partial_ptr,  # [SPLITS, M, N] fp32, or None
+    partial_ptr,  # [num_splits, M, N] fp32, or None
     a_ptr,  # [M, K] bytes
     a_scale_ptr,  # [M, ceil(K / 128)]
     b_ptr,  # [N, K] bytes
@@ -46,10 +46,11 @@ def gemm_fp8_kernel(
     b_scale_stride,
     b_scale_column_stride,
     split_len,
+    num_splits,
     FP8_BIAS: tl.constexpr,
     NATIVE: tl.constexpr,
-    SPLITS: tl.constexpr,
     WHOLE: tl.constexpr,  # one program sums all splits of its tile
+    SINGLE: tl.constexpr,  # there is one split
     EVEN_K: tl.constexpr,
     NUM_XCDS: tl.constexpr,
     GROUP_M: tl.constexpr,
@@ -79,7 +80,7 @@ def gemm_fp8_kernel(
     a_scale_ptrs = a_scale_ptr + (first_row.to(tl.int64) + row_in_tile) * a_scale_stride
     b_scale_row_ptr = b_scale_ptr + (first_column // 128).to(tl.int64) * b_scale_stride
     first_split = 0 if WHOLE else tl.program_id(1)
-    last_split = SPLITS if WHOLE else first_split + 1
+    last_split = num_splits if WHOLE and not SINGLE else first_split + 1
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for split in range(first_split, last_split):
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -97,7 +98,7 @@ def gemm_fp8_kernel(
             product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             product = dot(matrix_operand(a, FP8_BIAS, NATIVE), matrix_operand(b, FP8_BIAS, NATIVE), product)
             acc = tl.fma(product, tl.broadcast_to(scale[:, None], (BLOCK_M, BLOCK_N)), acc)
-        total = acc if SPLITS == 1 or not WHOLE else total + acc
+        total = acc if SINGLE or not WHOLE else total + acc
     rows = first_row.to(tl.int64) + tl.arange(0, BLOCK_M)
     columns = first_column + tl.arange(0, BLOCK_N)
     inside = (rows < M)[:, None] & (columns < N)[None, :]
@@ -117,8 +118,9 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     num_tiles = triton.cdiv(dims["M"], block_m) * triton.cdiv(dims["N"], block_n)
     return {
         "split_len": split_len,
-        "SPLITS": num_splits,
+        "num_splits": num_splits,
         "WHOLE": num_splits == 1 or num_tiles >= arch.num_cus,
+        "SINGLE": num_splits == 1,
         "NUM_XCDS": arch.num_xcds,
         "GROUP_M": 8,
         "BLOCK_M": block_m,
@@ -135,10 +137,10 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
 
 
 def scratch(call: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """The partial sums [SPLITS, M, N] fp32; nothing of them where one program sums all splits."""
+    """The partial sums [num_splits, M, N] fp32; nothing of them where one program sums all splits."""
     arch = archs.current(call.device)
     chosen = config(arch, {**call.dims, "native": arch.multiplies(call.dtypes["a"])})
-    return [((0 if chosen["WHOLE"] else chosen["SPLITS"], call.dims["M"], call.dims["N"]), torch.float32)]
+    return [((0 if chosen["WHOLE"] else chosen["num_splits"], call.dims["M"], call.dims["N"]), torch.float32)]
 
 
 def launch(
@@ -160,7 +162,7 @@ def launch(
     chosen = config(arch, {"M": m, "N": n, "K": k, "native": arch.multiplies(a.dtype)})
     whole = chosen["WHOLE"]
     num_tiles = triton.cdiv(m, chosen["BLOCK_M"]) * triton.cdiv(n, chosen["BLOCK_N"])
-    gemm_fp8_kernel[(num_tiles, 1 if whole else chosen["SPLITS"])](
+    gemm_fp8_kernel[(num_tiles, 1 if whole else chosen["num_splits"])](
         c,
         None if whole else partial,
         as_bytes(a),

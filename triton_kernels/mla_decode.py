@@ -12,7 +12,7 @@ import triton.language as tl
 from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
 from rocm_infer.triton_kernels._attention import kv_splits, merge, num_splits, online_softmax
-from rocm_infer.triton_kernels._paged import as_bytes, check_rope, check_rows, dot, from_cache, to_cache, token_offsets
+from rocm_infer.triton_kernels._paged import as_bytes, check_rows, dot, from_cache, to_cache, token_offsets
 from rocm_infer.triton_kernels.common import fp8_args, options
 
 
@@ -172,16 +172,17 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     """dims: S, H, itemsize (of a cached value)."""
     rows = dims["S"] * dims["H"]
     # 16 rows fill a matrix tile. Twice as many halve the reads of the latent; more would not fit the registers.
-    block_m = 16 if rows <= 16 else 32
+    # A lane of RDNA has 256 registers, half of what CDNA gives.
+    block_m = 16 if rows <= 16 or (arch.wave == 32 and arch.vendor == "amd") else 32
     return {
         # 256 tokens: 300 KB of latent beside the 64 KB that a partial result of 16 heads costs to write and read.
         "SPLIT": 256,
         # Tiles of rows spread a long sequence too, and each brings partial results of its own.
         "MAX_SPLITS": 64 if rows <= block_m else 32,
         "BLOCK_M": block_m,
-        # 16 rows of 2 bytes leave registers for two workgroups per compute unit: one loads while the other multiplies. Others
-        # have a compute unit to themselves and take twice the tokens at a time.
-        "BLOCK_N": 16 if dims["itemsize"] == 4 or (dims["itemsize"] == 2 and block_m == 16) else 32,
+        # 16 rows of 2 bytes leave registers for two workgroups per compute unit: one loads while the other multiplies. 32 rows
+        # have it to themselves and take twice the tokens at a time, unless codes of 1 byte are widened in registers.
+        "BLOCK_N": 32 if dims["itemsize"] == 2 and block_m == 32 else 16,
         **options(arch, num_warps=4, num_stages=1, matrix=True),
     }
 
@@ -219,11 +220,8 @@ def launch(
     cap: float,
     kv_scale: float,
 ) -> None:
-    check_rope("mla_decode", kv_new=kv_new, positions=positions, table=table)
     check_rows("mla_decode", q=q, kv_new=kv_new, cache=cache, page_table=page_table, positions=positions, table=table)
     batch, num_new, heads, width = q.shape
-    if not 0 < latent <= width:
-        raise ValueError(f"mla_decode: latent: expected 1 to Q = {width}, got {latent}")
     if batch == 0:
         return
     rows, rope = num_new * heads, width - latent

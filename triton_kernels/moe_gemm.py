@@ -30,7 +30,7 @@ def scaled(acc, product, x_scale, w_scale_ptr, column, k_block, row_stride, colu
     return tl.fma(product, scale, acc)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots", "slots_per_row"])
 def moe_gemm_kernel(
     y_ptr,  # [S, WIDTH]
     x_ptr,  # [R, K], or bytes of fp8
@@ -42,6 +42,8 @@ def moe_gemm_kernel(
     x_scale_ptr,  # [R, ceil(K / 128)] fp32, or None
     w_scale_ptr,  # [E, ceil(N / 128), ceil(K / 128)] fp32, or None
     num_slots,
+    slots_per_row,
+    width,  # columns of y: N, or N / 2 with SILU
     K,
     y_stride,
     x_stride,
@@ -52,12 +54,11 @@ def moe_gemm_kernel(
     w_scale_expert_stride,
     w_scale_stride,
     w_scale_column_stride,
-    WIDTH: tl.constexpr,  # columns of y: N, or N / 2 with SILU
-    SLOTS_PER_ROW: tl.constexpr,
     SILU: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
     FP8_BIAS: tl.constexpr,  # 0: no fp8
     NATIVE: tl.constexpr,
+    ALIGNED: tl.constexpr,  # width is a multiple of 128: a tile's columns of up lie in one block of scales
     EVEN_K: tl.constexpr,
     NUM_XCDS: tl.constexpr,
     GROUP_M: tl.constexpr,
@@ -74,30 +75,30 @@ def moe_gemm_kernel(
     Source: Gale et al. 2022.
     """
     tl.assume(w_stride >= 0)
-    NUM_N: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
     num_m = tl.load(num_padded_ptr) // BLOCK_M
+    num_n = tl.cdiv(width, BLOCK_N)
     pid = tl.program_id(0)
-    if pid >= num_m * NUM_N:
+    if pid >= num_m * num_n:
         return
-    tile_m, tile_n = tile_of(pid, num_m, NUM_N, NUM_XCDS, GROUP_M)
+    tile_m, tile_n = tile_of(pid, num_m, num_n, NUM_XCDS, GROUP_M)
     expert = tl.load(block_experts_ptr + tile_m).to(tl.int64)
     slots = tl.load(sorted_slots_ptr + tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M))
     is_slot = slots < num_slots
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     y_ptrs = y_ptr + slots.to(tl.int64)[:, None] * y_stride + columns[None, :]
-    inside = is_slot[:, None] & (columns < WIDTH)[None, :]
+    inside = is_slot[:, None] & (columns < width)[None, :]
     if expert < 0:
         tl.store(y_ptrs, tl.zeros([BLOCK_M, BLOCK_N], y_ptr.dtype.element_ty), mask=inside)
         return
 
     # Padding repeats row 0, columns beyond the edge repeat the first one; both are computed and not stored.
-    rows = tl.where(is_slot, slots // SLOTS_PER_ROW, 0).to(tl.int64)
-    column_in_tile = within(BLOCK_N, WIDTH - tile_n * BLOCK_N)
+    rows = tl.where(is_slot, slots // slots_per_row, 0).to(tl.int64)
+    column_in_tile = within(BLOCK_N, width - tile_n * BLOCK_N)
     k_in_tile = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + rows[:, None] * x_stride + k_in_tile[None, :]
     w_offsets = column_in_tile[None, :] * w_stride + k_in_tile[:, None]
     gate_ptr = w_ptr + expert * w_expert_stride + (tile_n * BLOCK_N).to(tl.int64) * w_stride
-    up_ptr = gate_ptr + tl.full([], WIDTH, tl.int64) * w_stride
+    up_ptr = gate_ptr + width.to(tl.int64) * w_stride
     if FP8_BIAS:
         x_scale_ptrs = x_scale_ptr + rows * x_scale_stride
         w_scale_ptr += expert * w_scale_expert_stride
@@ -125,8 +126,8 @@ def moe_gemm_kernel(
             if SILU:
                 up = matrix_operand(up, FP8_BIAS, NATIVE)
                 acc_up = scaled(
-                    acc_up, dot(x, up, zero), x_scale, w_scale_ptr, WIDTH + column, block, w_scale_stride, w_scale_column_stride,
-                    WIDTH % 128 == 0,
+                    acc_up, dot(x, up, zero), x_scale, w_scale_ptr, width + column, block, w_scale_stride, w_scale_column_stride,
+                    ALIGNED,
                 )  # fmt: skip
         else:
             acc = dot(x, w, acc)
@@ -214,16 +215,17 @@ def launch(
         x_scale,
         w_scale,
         num_slots,
+        slots_per_row,
+        width,
         depth,
         y.stride(0),
         x.stride(0),
         *w.stride()[:2],
         *((0, 0) if x_scale is None else x_scale.stride()),
         *((0, 0, 0) if w_scale is None else w_scale.stride()),
-        WIDTH=width,
-        SLOTS_PER_ROW=slots_per_row,
         SILU=silu,
         HAS_WEIGHTS=slot_weights is not None,
+        ALIGNED=width % 128 == 0,
         **fp8_args(arch, x.dtype),
         **chosen,
     )

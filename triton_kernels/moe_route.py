@@ -32,7 +32,7 @@ def take_highest(key, place):
     return found, tl.where(place == found[:, None], TAKEN, key)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def moe_route_kernel(
     weights_ptr,  # [T, TOP_K + NUM_SHARED] fp32
     ids_ptr,  # [T, TOP_K + NUM_SHARED] int32

@@ -15,7 +15,7 @@ from rocm_infer.triton_kernels._paged import as_bytes
 from rocm_infer.triton_kernels.common import fp8_args, options, refuse_fp8, store_quantised
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def quant_fp8_kernel(
     y_ptr,  # [T, K] bytes
     scale_ptr,  # [T, ceil(K / GROUP)] fp32

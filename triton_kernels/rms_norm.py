@@ -17,7 +17,7 @@ from rocm_infer.triton_kernels.common import fp8_args, options, refuse_fp8, stor
 LONGEST_ROW = 32768
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def rms_norm_kernel(
     y_ptr,  # [T, C], or bytes of fp8
     scale_ptr,  # [T, ceil(C / GROUP)] fp32, or None

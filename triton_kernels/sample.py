@@ -336,8 +336,6 @@ def launch(*tensors: torch.Tensor | None, num_logprobs: int) -> None:
     assert logits is not None
     assert shaped is not None
     num_rows, vocab = logits.shape
-    if num_logprobs > vocab:
-        raise ValueError(f"sample: num_logprobs: expected at most V = {vocab}, got {num_logprobs}")
     if num_rows == 0:
         return
     rows = {"logits": logits, "output_counts": counts, "prompt_seen": seen, "bias": bias, "mask": mask}

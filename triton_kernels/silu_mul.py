@@ -16,7 +16,7 @@ from rocm_infer.triton_kernels._paged import as_bytes
 from rocm_infer.triton_kernels.common import fp8_args, refuse_fp8, silu, store_quantised
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def silu_mul_kernel(
     y_ptr,  # [T, I], or bytes of fp8
     scale_ptr,  # [T, ceil(I / GROUP)] fp32, or None

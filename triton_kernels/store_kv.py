@@ -13,7 +13,6 @@ from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
 from rocm_infer.triton_kernels._paged import (
     as_bytes,
-    check_rope,
     check_rows,
     fp8_bias,
     load_angles,
@@ -25,7 +24,7 @@ from rocm_infer.triton_kernels._paged import (
 from rocm_infer.triton_kernels.common import options
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["G", "H"])
 def store_kv_kernel(
     k_ptr,  # [T, G, D]
     v_ptr,  # [T, G, DV]
@@ -50,8 +49,8 @@ def store_kv_kernel(
     q_token_stride,
     q_head_stride,
     table_stride,
-    G: tl.constexpr,
-    H: tl.constexpr,
+    G,
+    H,
     D: tl.constexpr,
     DV: tl.constexpr,
     P: tl.constexpr,
@@ -69,7 +68,7 @@ def store_kv_kernel(
     """
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    num_kv_tiles: tl.constexpr = (G + BLOCK_HEADS - 1) // BLOCK_HEADS
+    num_kv_tiles = tl.cdiv(G, BLOCK_HEADS)
     slot = tl.load(slots_ptr + token)
     page, offset = slot // P, slot % P
     heads = (part % num_kv_tiles) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
@@ -134,7 +133,6 @@ def launch(
     k_scale: float,
     v_scale: float,
 ) -> None:
-    check_rope("store_kv", q=q, positions=positions, table=table)
     check_rows("store_kv", k=k, v=v, k_cache=k_cache, v_cache=v_cache, slots=slots, q=q, positions=positions, table=table)
     num_tokens, num_kv_heads, size = k.shape
     num_heads = 0 if q is None else q.shape[1]
@@ -161,8 +159,8 @@ def launch(
         *v_cache.stride()[:3],
         *(q.stride()[:2] if q is not None else (0, 0)),
         table.stride(0) if table is not None else 0,
-        G=num_kv_heads,
-        H=num_heads,
+        num_kv_heads,
+        num_heads,
         D=size,
         DV=v.shape[2],
         P=k_cache.shape[1],

@@ -13,7 +13,6 @@ from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
 from rocm_infer.triton_kernels._paged import (
     as_bytes,
-    check_rope,
     check_rows,
     fp8_bias,
     load_angles,
@@ -25,7 +24,7 @@ from rocm_infer.triton_kernels._paged import (
 from rocm_infer.triton_kernels.common import options
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def store_mla_kernel(
     c_ptr,  # [T, L]
     k_pe_ptr,  # [T, R]
@@ -42,7 +41,7 @@ def store_mla_kernel(
     q_pe_token_stride,
     q_pe_head_stride,
     table_stride,
-    H: tl.constexpr,
+    H,
     L: tl.constexpr,
     R: tl.constexpr,
     P: tl.constexpr,
@@ -112,7 +111,6 @@ def launch(
     interleaved: bool,
     kv_scale: float,
 ) -> None:
-    check_rope("store_mla", q_pe=q_pe, positions=positions, table=table)
     check_rows("store_mla", c=c, k_pe=k_pe, cache=cache, slots=slots, q_pe=q_pe, positions=positions, table=table)
     (num_tokens, latent), width = c.shape, k_pe.shape[1]
     num_heads = 0 if q_pe is None else q_pe.shape[1]
@@ -133,7 +131,7 @@ def launch(
         *cache.stride()[:2],
         *(q_pe.stride()[:2] if q_pe is not None else (0, 0)),
         table.stride(0) if table is not None else 0,
-        H=num_heads,
+        num_heads,
         L=latent,
         R=width,
         P=cache.shape[1],
