@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from bench import serving
+from bench import overhead, serving
 from bench.clients import Prompt, Result
 
 
@@ -135,6 +135,29 @@ def test_run_against_a_scripted_server(api, word_tokenizer, tmp_path, capsys):
 def test_a_refusing_server_is_reported(word_tokenizer, tmp_path):
     with pytest.raises(SystemExit, match="the warm-up request failed: HTTP 400"):
         asyncio.run(against(scripted_server(word_tokenizer, []), "--backend vllm-chat --num-prompts 2", tmp_path))
+
+
+def test_a_server_that_loads_is_waited_for(word_tokenizer, tmp_path):
+    statuses = [503, 503, 200]
+
+    async def health(request: web.Request) -> web.Response:
+        return web.Response(status=statuses.pop(0))
+
+    app = scripted_server(word_tokenizer, [])
+    app.router.add_get("/health", health)
+    summary = asyncio.run(against(app, "--num-prompts 2 --random-input 4 --random-output 2", tmp_path))
+    assert (summary["completed"], statuses) == (2, [])
+
+
+def test_what_http_costs_is_measured(capsys):
+    """The real worker and the real server: both make as many tokens."""
+    line = "--num-prompts 6 --random-input-len 8 --random-output-len 4 --rounds 2 --num-threads 1 --json"
+    overhead.main(line.split())
+    found = json.loads(capsys.readouterr().out)
+    assert found["engine"]["tokens"] == found["http"]["tokens"] > 6
+    assert found["engine"]["server"] == 0
+    assert min(found["engine"]["worker"], found["http"]["worker"]) > 0
+    assert 0 <= found["cpu_share"] < 1
 
 
 def test_a_missing_server_is_one_sentence():
