@@ -17,7 +17,7 @@ Format = dict[str, Any]
 
 MAX_CHARS = 128 << 10  # of a grammar's text
 MAX_DEPTH = 64
-MAX_WHITESPACE = 64  # characters between two tokens of JSON: indented text has its place, an endless blank has not
+MAX_WHITESPACE = 20  # characters between two tokens of JSON: indented text has its place, an endless blank has not
 NUMBERS = frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"))
 STRINGS = frozenset(("minLength", "maxLength", "pattern"))
 ARRAYS = frozenset(("items", "prefixItems", "minItems", "maxItems", "additionalItems", "unevaluatedItems"))

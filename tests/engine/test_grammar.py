@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 from concurrent.futures import Future
@@ -342,3 +343,15 @@ def test_endless_schemas_are_refused() -> None:
         grammar.as_text(grammar.choice(["x" * 100] * 2000))
     with pytest.raises(GrammarTextError, match="valid text"):
         grammar.as_text(grammar.choice(["\ud800"]))
+
+
+def test_xgrammar_waits_for_the_first_grammar() -> None:
+    """Nothing imports it with a module: it brings transformers, which takes seconds."""
+    root = Path(engine_module.__file__).parents[1]
+    found = [
+        file.name
+        for file in root.rglob("*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom) and "xgrammar" in ast.unparse(node)
+    ]
+    assert found == []
