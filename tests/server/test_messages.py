@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from rocm_infer.engine.messages import ErrorInfo
+from rocm_infer.text.chat import ChatTemplate
 from tests.server.fakes import MODEL, TOKENIZER, FakeClient, Harness, Script, run
 
 BODY: dict[str, Any] = {"model": MODEL, "max_tokens": 64, "messages": [{"role": "user", "content": "hi"}]}
@@ -150,3 +151,22 @@ def test_keys_come_in_either_header() -> None:
         assert (await server.post("/v1/messages/count_tokens", BODY))[0] == 401
 
     run(scenario, api_key=("k1",))
+
+
+def test_thinking_is_a_block_of_its_own() -> None:
+    async def scenario(server: Harness) -> None:
+        object.__setattr__(server.service.files, "template", ChatTemplate("{{ messages[0].content }}{# </think> #}", {}))
+        _, body = await server.post("/v1/messages", BODY)
+        assert body["content"] == [
+            {"type": "thinking", "thinking": "why", "signature": ""},
+            {"type": "text", "text": "Yes."},
+        ]
+        streamed = await events(server, BODY)
+        begun = [(data["index"], data["content_block"]["type"]) for name, data in streamed if name == "content_block_start"]
+        assert begun == [(0, "thinking"), (1, "text")]
+        assert [data["index"] for name, data in streamed if name == "content_block_stop"] == [0, 1]
+        deltas = [data["delta"] for name, data in streamed if name == "content_block_delta"]
+        assert "".join(delta.get("thinking", "") for delta in deltas) == "why"
+        assert "".join(delta.get("text", "") for delta in deltas) == "Yes."
+
+    run(scenario, FakeClient(Script(text="<think>\nwhy\n</think>\n\nYes.")))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rocm_infer.engine.messages import ErrorInfo
+from rocm_infer.text.chat import ChatTemplate
 from tests.server.browser import CHROMIUM, Page, browser
 from tests.server.fakes import FakeClient, Harness, Script, serving
 
@@ -96,6 +97,18 @@ def test_stop() -> None:
         assert 0 < len(shown) < 60
 
     in_browser(scenario, Script(text="a very long answer " * 12, delay=0.05))
+
+
+def test_thinking_is_folded_away() -> None:
+    async def scenario(server: Harness, page: Page) -> None:
+        object.__setattr__(server.service.files, "template", ChatTemplate("{{ messages[0].content }}{# </think> #}", {}))
+        await ask(page, "go")
+        await page.until(f"{LAST}?.querySelector('.note') != null")
+        assert await page.value(f"{LAST}.querySelector('.thought div').textContent") == "why"
+        assert await page.value(f"{LAST}.querySelector('.thought').open") is False
+        assert await page.value(f"{LAST}.querySelector('.text').textContent") == "Yes."
+
+    in_browser(scenario, Script(text="<think>\nwhy\n</think>\n\nYes."))
 
 
 def test_an_error_is_shown() -> None:

@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from rocm_infer.engine.messages import ErrorInfo
+from rocm_infer.text.chat import ChatTemplate
 from tests.server.fakes import MODEL, TOKENIZER, FakeClient, Harness, Script, run
 
 
@@ -102,3 +103,20 @@ def test_a_failure_in_a_stream_raises_in_the_client() -> None:
                 pass
 
     run(scenario, FakeClient(Script(error=ErrorInfo("internal_error", "broken"), fail_after=3)))
+
+
+def test_thinking_is_an_item_of_its_own() -> None:
+    async def scenario(server: Harness) -> None:
+        object.__setattr__(server.service.files, "template", ChatTemplate("{{ messages[0].content }}{# </think> #}", {}))
+        made = await server.sdk.responses.create(model=MODEL, input="hi")
+        assert [item.type for item in made.output] == ["reasoning", "message"]
+        assert made.output_text == "Yes."
+        assert made.usage is not None
+        assert made.usage.output_tokens_details.reasoning_tokens > 0
+        async with server.sdk.responses.stream(model=MODEL, input="hi") as stream:
+            thought = "".join([event.delta async for event in stream if event.type == "response.reasoning_text.delta"])
+            final = await stream.get_final_response()
+        assert thought == "why"
+        assert final.output_text == "Yes."
+
+    run(scenario, FakeClient(Script(text="<think>\nwhy\n</think>\n\nYes.")))
