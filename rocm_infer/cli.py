@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rocm-infer serve | generate | chat | compile | explain | replay`. Flags are made from the fields of the configuration dataclasses."""
+"""`rocm-infer serve | generate | chat | compile | explain | replay | conform`. Flags are made from the fields of the configuration dataclasses."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rocm-infer", description="LLM inference for AMD GPUs, and for any machine.")
     parser.add_argument("--version", action="version", version=f"rocm-infer {__version__}")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="serve | generate | chat | compile | explain | replay"
+        dest="command", required=True, metavar="serve | generate | chat | compile | explain | replay | conform"
     )
 
     serve = commands.add_parser("serve", help="an OpenAI-compatible server", description="Serve a model over HTTP.")

@@ -178,4 +178,5 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     if call is not None:
         response.headers["x-request-id"] = call.id
         response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         response.headers["openai-processing-ms"] = str(round(1000 * (time.perf_counter() - call.started)))

@@ -112,6 +112,9 @@ def test_headers() -> None:
             assert (await ids("x" * 200, stream)).startswith("req-")
         async with server.http.get(server.url + "/nope") as response:
             assert response.headers["x-request-id"].startswith("req-")
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+            assert not any(name.startswith("Access-Control") for name in response.headers)
 
     run(scenario)
 
