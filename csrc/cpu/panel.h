@@ -6,13 +6,6 @@
 
 namespace cpu {
 
-// body(first, count): rows in tiles of nearly equal height.
-template <class Body>
-inline void by_tiles(Index rows, const Body& body) {
-  const Index tiles = (rows + kTileRows - 1) / kTileRows;
-  for (Index t = 0; t < tiles; ++t) body(rows * t / tiles, rows * (t + 1) / tiles - rows * t / tiles);
-}
-
 // The values of one row that a step multiplies with a panel, in every lane.
 inline Operand<float> spread(const float* p, Index) {
   Operand<float> o;

@@ -233,6 +233,13 @@ inline void tile(Index rows, const T* const* x, const T* const* w, Index depth, 
     tile<M - 1>(rows, x, w, depth, found);
 }
 
+// body(first, count): rows in tiles of nearly equal height.
+template <class Body>
+inline void by_tiles(Index rows, const Body& body) {
+  const Index tiles = (rows + kTileRows - 1) / kTileRows;
+  for (Index t = 0; t < tiles; ++t) body(rows * t / tiles, rows * (t + 1) / tiles - rows * t / tiles);
+}
+
 // The threads of torch, so that there is one pool: GNU's entry points of its OpenMP library, set by the loader.
 struct Threads {
   void (*run)(void (*)(void*), void*, unsigned, unsigned);

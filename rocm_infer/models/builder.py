@@ -13,6 +13,7 @@ from rocm_infer.models.layers import Experts, HeadLinear, Linear, Mlp
 from rocm_infer.models.loader import Source
 from rocm_infer.ops._op import Ops
 from rocm_infer.ops.gemm_packed import pack
+from rocm_infer.ops.moe_gemm_packed import pack_experts
 from rocm_infer.ops.quant_fp8 import BLOCK, dequantise_blocks, to_fnuz
 
 FP8 = torch.float8_e4m3fn
@@ -78,20 +79,25 @@ class Builder:
     def experts(self, module: str, names: tuple[str, str, str], num: int, width: int, inner: int) -> Experts:
         """Stacks of `module`.{e}.{gate, up, down}, whose names differ between families."""
         gate, up, down = names
-        first = self._stacked(num, lambda e: [self._matrix(f"{module}.{e}.{name}", inner, width) for name in (gate, up)])
-        second = self._stacked(num, lambda e: [self._matrix(f"{module}.{e}.{down}", width, inner)])
-        return Experts(*first, *second)
+        first = self._stacked(num, True, lambda e: [self._matrix(f"{module}.{e}.{name}", inner, width) for name in (gate, up)])
+        second = self._stacked(num, False, lambda e: [self._matrix(f"{module}.{e}.{down}", width, inner)])
+        return Experts(*first, *second, columns=(inner, width) if self.lanes else None)
 
     def _stacked(
-        self, num: int, matrices: Callable[[int], list[tuple[torch.Tensor, torch.Tensor | None]]]
+        self, num: int, silu: bool, matrices: Callable[[int], list[tuple[torch.Tensor, torch.Tensor | None]]]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The fused matrices of experts 0 to num, one after the other, with their block scales if they stay fp8."""
-        weight, scale = self._fused(matrices(0))
+        """The fused matrices of experts 0 to num, one after the other, packed or with block scales if they stay fp8."""
+
+        def expert_weight(expert: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+            weight, scale = self._fused(matrices(expert))
+            return (pack_experts(weight, self.lanes, silu), None) if self.lanes else (weight, scale)
+
+        weight, scale = expert_weight(0)
         weights = weight.new_empty((num, *weight.shape))
         scales = None if scale is None else scale.new_empty((num, *scale.shape))
         for expert in range(num):
             if expert:
-                weight, scale = self._fused(matrices(expert))
+                weight, scale = expert_weight(expert)
             weights[expert] = weight
             if scales is not None and scale is not None:
                 scales[expert] = scale

@@ -122,12 +122,16 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Experts:
-    """The stacked weights of all experts: gate_up [E, 2 * I, C] and down [E, C, I], with block scales if they are fp8."""
+    """The stacked weights of all experts: gate_up [E, 2 * I, C] and down [E, C, I], with block scales if they are fp8.
+
+    columns: of the two products, (I, C), where the weights are laid out by `ops.moe_gemm_packed.pack_experts`.
+    """
 
     gate_up: torch.Tensor
     gate_up_scale: torch.Tensor | None
     down: torch.Tensor
     down_scale: torch.Tensor | None
+    columns: tuple[int, int] | None = None
 
 
 class Moe:
@@ -180,6 +184,11 @@ class Moe:
         *,
         silu: bool,
     ) -> torch.Tensor:
+        slots = {"num_slots": num_slots, "slots_per_row": slots_per_row, "silu": silu}
+        if self.experts.columns is not None:
+            columns = self.experts.columns[0 if silu else 1]
+            packed: torch.Tensor = self.ops.moe_gemm_packed(x, weight, *plan, slot_weights, columns=columns, **slots)
+            return packed
         dtype, x_scale = x.dtype, None
         if scale is not None:
             x, x_scale = self.ops.quant_fp8(x, out_dtype=weight.dtype)
@@ -190,10 +199,8 @@ class Moe:
             slot_weights,
             x_scale,
             scale,
-            num_slots=num_slots,
-            slots_per_row=slots_per_row,
-            silu=silu,
             out_dtype=dtype,
+            **slots,
         )
         return y
 
