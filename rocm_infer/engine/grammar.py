@@ -105,7 +105,7 @@ class Grammars:
             _Matcher(compiled).matcher.fill_next_token_bitmask(first, 0)
         except (RuntimeError, ValueError) as error:
             raise GrammarError(_reason(error)) from error
-        if not first.any():
+        if not _without(first[0], self._vocab_size, frozenset()).any():
             raise GrammarError("no output can satisfy it")
         return compiled
 
@@ -123,7 +123,9 @@ class Grammars:
         )
         for row, request in enumerate(requests, 1):
             if request.num_output < request.params.min_tokens:
-                _put_off_the_end(masks[row], request.stop_ids)
+                kept = _without(masks[row], self._vocab_size, request.stop_ids)
+                if kept.any():  # else the grammar allows nothing but the end
+                    masks[row] = kept
         return masks
 
     def _matcher(self, request: Request) -> _Matcher:
@@ -167,13 +169,12 @@ def _with_json_characters(grammar: xgrammar.Grammar) -> xgrammar.Grammar | str:
 _BOUNDED = re.compile(r'^(\w+_characters(?:_\d+)?) ::= \(\(\[\^\\"\\\\\\r\\n\]\)\)$', re.MULTILINE)
 
 
-def _put_off_the_end(mask: torch.Tensor, stop_ids: frozenset[int]) -> None:
-    """Forbids the tokens that end an output, unless the grammar allows nothing else. Changes a mask row [ceil(V / 32)]."""
+def _without(mask: torch.Tensor, vocab_size: int, tokens: frozenset[int]) -> torch.Tensor:
+    """A copy of a mask row [ceil(V / 32)] that forbids some tokens. XGrammar may set bits beyond the vocabulary: not here."""
     kept = mask.clone()
-    for token in stop_ids:
+    for token in (*tokens, *range(vocab_size, len(mask) * WORD)):
         kept[token // WORD] &= _ALL_BUT[token % WORD]
-    if kept.any():
-        mask.copy_(kept)
+    return kept
 
 
 _ALL_BUT = [~(1 << bit) if bit < WORD - 1 else (1 << bit) - 1 for bit in range(WORD)]  # as signed 32-bit words

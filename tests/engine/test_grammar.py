@@ -6,12 +6,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import os
+import random
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rocm_infer.config import EngineConfig, Grammar
 from rocm_infer.engine import engine as engine_module
@@ -305,6 +309,79 @@ def test_every_keyword_is_enforced() -> None:
         for text, is_good in ((good, True), (bad, False)):
             matcher = xgrammar.GrammarMatcher(compiled)
             assert (matcher.accept_string(text) and matcher.accept_token(EOS)) == is_good, (schema, text)
+
+
+LEAVES = st.one_of(
+    st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"type": "integer"}, {"type": "number"}, {"type": "string"}]),
+    st.builds(lambda a, b: {"type": "integer", "minimum": min(a, b), "maximum": max(a, b)}, *[st.integers(-120, 120)] * 2),
+    st.builds(lambda a, b: {"type": "number", "exclusiveMinimum": a, "maximum": a + b}, *[st.integers(0, 9)] * 2).filter(
+        lambda schema: schema["exclusiveMinimum"] < schema["maximum"]
+    ),
+    st.builds(lambda n: {"type": "integer", "multipleOf": n}, st.integers(1, 12)),
+    st.builds(lambda a, b: {"type": "string", "minLength": a, "maxLength": a + b}, *[st.integers(0, 3)] * 2),
+    st.sampled_from(["^a+b?$", "[0-9]", "^x", "\\.$", "^(ab|cd){2}$", "^[^a-z]*$"]).map(
+        lambda p: {"type": "string", "pattern": p}
+    ),
+    st.sampled_from(["date", "time", "date-time", "uuid", "ipv4", "email", "unknown"]).map(
+        lambda f: {"type": "string", "format": f}
+    ),
+    st.lists(st.none() | st.booleans() | st.integers() | st.text(max_size=4), min_size=1, max_size=3).map(
+        lambda v: {"enum": v}
+    ),
+    st.just({"type": ["integer", "null"], "minimum": 7}),
+)
+KEYS = st.sampled_from(["a", "b", 'q"', "é"])
+
+
+def _object(properties: dict[str, Any], required: list[str], others: Any) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, "required": [name for name in required if name in properties]}
+    return schema if others is None else schema | {"additionalProperties": others}
+
+
+SCHEMAS = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.builds(
+            lambda items, a, b: {"type": "array", "items": items, "minItems": a, "maxItems": a + b},
+            inner,
+            *[st.integers(0, 2)] * 2,
+        ),
+        st.lists(inner, min_size=1, max_size=2).map(lambda items: {"type": "array", "prefixItems": items, "items": False}),
+        st.builds(
+            _object, st.dictionaries(KEYS, inner, max_size=3), st.lists(KEYS, unique=True), st.none() | st.booleans() | inner
+        ),
+        st.lists(inner, min_size=1, max_size=2).map(lambda parts: {"anyOf": parts}),
+        inner.map(lambda part: {"type": "object", "additionalProperties": part, "maxProperties": 2}),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=1000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 60)
+@given(SCHEMAS, st.randoms(use_true_random=False))
+def test_random_walks_satisfy_random_schemas(schema: Any, rng: random.Random) -> None:
+    """An independent validator accepts whatever a grammar lets through."""
+    jsonschema_rs = pytest.importorskip("jsonschema_rs")
+    import xgrammar
+
+    compiled = WALKER.compile(schema_grammar(schema, 2).text).result()
+    matcher, mask, made = xgrammar.GrammarMatcher(compiled), xgrammar.allocate_token_bitmask(1, VOCAB), b""
+    closing = {TOKENIZER.encode(char)[0] for char in '"]},'} | {EOS}
+    for _ in range(400):
+        matcher.fill_next_token_bitmask(mask, 0)
+        allowed = ((mask[0][:, None] >> torch.arange(32)) & 1).flatten()[:VOCAB].nonzero()[:, 0].tolist()
+        assert allowed, f"stuck behind {made!r}"
+        ends = closing.intersection(allowed)
+        token = rng.choice(sorted(ends) if ends and rng.random() < 0.5 else allowed)
+        assert matcher.accept_token(token)
+        if token == EOS:
+            value = json.loads(made)
+            assert jsonschema_rs.is_valid(schema, value), (schema, value)
+            return
+        made += TOKENIZER.token_bytes(token)
+
+
+WALKER = engine().grammars
 
 
 @pytest.mark.parametrize(
