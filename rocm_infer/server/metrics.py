@@ -225,8 +225,12 @@ class Metrics:
         self.between_tokens = self._histogram("inter_token_latency_seconds", "Between tokens", BETWEEN_TOKENS_BUCKETS)
         self.end_to_end = self._histogram("e2e_request_latency_seconds", "Whole request", REQUEST_BUCKETS)
         self.queue_time = self._histogram("request_queue_time_seconds", "Until the first step", REQUEST_BUCKETS)
-        self.prefill_time = self._histogram("request_prefill_time_seconds", "Until the first token, without the queue", REQUEST_BUCKETS)
-        self.inference_time = self._histogram("request_inference_time_seconds", "Whole request, without the queue", REQUEST_BUCKETS)
+        self.prefill_time = self._histogram(
+            "request_prefill_time_seconds", "Until the first token, without the queue", REQUEST_BUCKETS
+        )
+        self.inference_time = self._histogram(
+            "request_inference_time_seconds", "Whole request, without the queue", REQUEST_BUCKETS
+        )
         self.decode_time = self._histogram("request_decode_time_seconds", "First to last token", REQUEST_BUCKETS)
         self.prompt_len = self._histogram("request_prompt_tokens", "Prompt tokens per request", COUNT_BUCKETS)
         self.output_len = self._histogram("request_generation_tokens", "Generated tokens per output", COUNT_BUCKETS)
