@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -18,6 +21,7 @@ from rocm_infer.ops._op import CPU_ORDER, FOLDERS, Op, registry
 from rocm_infer.platform import has_gpu
 
 COLUMNS = ("reference", *FOLDERS)
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def backends(op: Op) -> list[str]:
@@ -30,15 +34,38 @@ def backends(op: Op) -> list[str]:
     return found
 
 
+def compiled_for(op: str) -> dict[str, set[str]]:
+    """{backend: AMD architectures whose machine code is recorded in this checkout}, from the figures of bench.isa and csrc/hip."""
+    found: dict[str, set[str]] = {"triton": set(), "hip": set()}
+    for file in ROOT.glob("bench/isa/gfx*.json"):
+        calls = {call for kernel in json.loads(file.read_text())["kernels"].values() for call in kernel}
+        if any(call.split()[0] == op for call in calls):
+            found["triton"].add(file.stem)
+    source, figures = ROOT / f"csrc/hip/{op}.hip", ROOT / "csrc/hip/resources.json"
+    if source.exists() and figures.exists():
+        kernels = set(re.findall(r"\b\w+_kernel\b", source.read_text()))
+        for arch, symbols in json.loads(figures.read_text())["kernels"].items():
+            if any(re.search(rf"(?:^|\d){kernel}", symbol) for kernel in kernels for symbol in symbols):
+                found["hip"].add(arch)
+    return found
+
+
 def support_table() -> str:
-    """Markdown: one row per op, one column per backend."""
+    """Markdown: one row per op, one column per backend. For kernels of GPUs the architectures they are compiled for."""
+    every = {arch.name for arch in archs.ARCHS.values() if arch.vendor == "amd"}
     lines = [f"| op | {' | '.join(COLUMNS)} | what |", "| --- |" + " --- |" * (len(COLUMNS) + 1)]
     for name, op in sorted(registry().items()):
-        served = backends(op)
+        served, compiled = backends(op), compiled_for(name)
         module = inspect.getmodule(op.fn)
         what = (module.__doc__ or "").strip().split("\n")[0].rstrip(".") if module else ""
-        lines.append(f"| `{name}` | {' | '.join('yes' if column in served else '' for column in COLUMNS)} | {what} |")
-    return "\n".join(lines)
+        cells = []
+        for column in COLUMNS:
+            known = compiled.get(column, set())
+            cells.append("" if column not in served else "all" if known == every else " ".join(sorted(known)) or "yes")
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {what} |")
+    return "\n".join(
+        [*lines, "", f"GPU kernels: *all* is {', '.join(sorted(every))}; *yes* is written, with no machine code recorded."]
+    )
 
 
 def order_table() -> str:
