@@ -348,12 +348,12 @@ def main(argv: list[str] | None = None) -> int:
         told += complaints(result, kept[case.arch])
         print(row(f"{case.arch} {case.kernel} [{case.names[0]}, {len(case.names)} calls]", result.figures), flush=True)
     for arch in args.arch if not args.op else ():
-        for symbol, found in hip_rows(arch).items():
-            told += [f"{arch} {symbol}: {text}" for text in faults(arch, found)]
-            print(row(f"{arch} {symbol} [HIP]", found))
+        for symbol, needs in hip_rows(arch).items():
+            told += [f"{arch} {symbol}: {text}" for text in faults(arch, needs)]
+            print(row(f"{arch} {symbol} [HIP]", needs))
     if args.update:
-        for arch, found in results.items():
-            record(args.folder, arch, found, args.op or ())
+        for arch, compiled in results.items():
+            record(args.folder, arch, compiled, args.op or ())
         told = [text for text in told if "recorded" not in text]
     print(
         f"{sum(map(len, results.values()))} kernels of {len(chosen)} calls for {', '.join(args.arch)}: {len(told)} complaints"

@@ -159,9 +159,9 @@ def _of_model(model: Model, tp: int) -> Iterator[Variant]:
 def _shaped_sample(model: Model, tp: int, rows: int) -> Variant:
     """With every penalty, a bias, a grammar's mask, and log-probabilities."""
     vocab = model.vocab
-    zeros: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-        name: ((rows,), torch.float32) for name in ("presence", "frequency", "repetition")
-    }
+    zeros: dict[str, tuple[tuple[int, ...], torch.dtype]] = dict.fromkeys(
+        ("presence", "frequency", "repetition"), ((rows,), torch.float32)
+    )
     zeros |= {"output_counts": ((rows, vocab), torch.int32), "prompt_seen": ((rows, vocab), torch.uint8)}
     zeros |= {"bias": ((rows, vocab), torch.float32), "mask": ((rows, -(-vocab // 32)), torch.int32)}
     dims = {"B": rows, "V": vocab}
