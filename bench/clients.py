@@ -104,11 +104,11 @@ async def _run(
                     return result
                 text, num_tokens = read(event, result)
                 now = time.perf_counter()
-                if text and (text != result.text or num_tokens > result.output_len):
+                if text != result.text or num_tokens > result.output_len:  # a token may have no text of its own
                     result.arrived(text, num_tokens, now, last)
                     last = now
         result.success = result.ttft > 0 or prompt.output_len == 0
-        result.error = "" if result.success else "the stream ended without any text"
+        result.error = "" if result.success else "the stream ended without any token"
     except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
         result.error = f"{type(error).__name__}: {error}"
     return result
