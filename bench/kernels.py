@@ -220,13 +220,18 @@ class Bench:
                 raise torch.cuda.OutOfMemoryError("the arguments fill the memory")
             op = variant.contract()
             want = effects(op, op.using("reference"), arguments)
-        except torch.cuda.OutOfMemoryError as error:
-            return [self._row(variant, "all", note=f"left out: {str(error).splitlines()[0]}")]
+        except RuntimeError as error:  # out of memory for the most part
+            self._alive(f"{variant.op} {variant.name} reference")
+            return [self._row(variant, "all", note=f"left out: {str(error).splitlines()[0][:160]}")]
         for backend in backends:
             if backend in written(op):
                 made.append(self._one(variant, backend, op.using(backend), arguments, want))
-        name, compose = composition(variant.op, arguments)
-        made.append(self._one(variant, name, compose or op.fn, arguments, None))
+        try:
+            name, compose = composition(variant.op, arguments)
+        except RuntimeError as error:
+            made.append(self._row(variant, "torch", note=str(error).splitlines()[0][:160]))
+        else:
+            made.append(self._one(variant, name, compose or op.fn, arguments, None))
         if with_peers:
             made += [self._one(variant, name, call, arguments, want) for name, call in peers(variant.op)]
         self.rows += made
@@ -247,12 +252,16 @@ class Bench:
                 error = check(effects(variant.contract(), call, arguments), want, arguments)
             seconds, captured = measure(call, arguments, self.rounds, capture=what != READS_DEVICE)
         except Exception as problem:
-            try:
-                timing.wait()
-            except RuntimeError as lost:
-                raise Lost(f"{variant.op} {variant.name} {what}: {lost}") from problem
+            self._alive(f"{variant.op} {variant.name} {what}")
             return self._row(variant, what, error=error, note=f"{type(problem).__name__}: {str(problem).splitlines()[0][:160]}")
         return self._row(variant, what, seconds=seconds, error=error, captured=captured)
+
+    def _alive(self, what: str) -> None:
+        """Raises Lost if the device answers no more."""
+        try:
+            timing.wait()
+        except RuntimeError as error:
+            raise Lost(f"{what}: {error}") from error
 
     def _row(self, variant: Variant, what: str, seconds: float | None = None, **values: Any) -> Row:
         cost = variant.cost()
