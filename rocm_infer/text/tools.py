@@ -509,7 +509,7 @@ class _XmlArguments:
         end = text.find(self.CLOSING)
         if end >= 0:
             value = self._without_break(text[:end]).removesuffix("\n")
-            made = f'{_escaped(value)}"' if self._is_text() else _converted(value)
+            made = f'{_escaped(value)}"' if self._is_text() else _converted(value, self._choices())
             self._key = None
             return made, end + len(self.CLOSING)
         if not self._is_text():
@@ -524,17 +524,27 @@ class _XmlArguments:
         return text.removeprefix("\n") if fresh else text
 
     def _is_text(self) -> bool:
+        kind = self._schema().get("type")
+        return (kind == "string" or kind == ["string"]) and not self._choices()
+
+    def _schema(self) -> dict[str, Any]:
         schema = self._properties.get(self._key or "")
-        kind = schema.get("type") if isinstance(schema, dict) else None
-        return kind == "string" or (isinstance(kind, list) and set(kind) == {"string"})
+        return schema if isinstance(schema, dict) else {}
+
+    def _choices(self) -> list[Any]:
+        """The values that an enum or a const leaves."""
+        choices = self._schema().get("enum", [self._schema().get("const")])
+        return [choice for choice in choices if choice is not None] if isinstance(choices, list) else []
 
 
 def _escaped(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def _converted(text: str) -> str:
-    """A value of a parameter that is no string: the JSON it spells, else a string."""
+def _converted(text: str, choices: Sequence[Any]) -> str:
+    """A value that is no free text: one of the choices, or the JSON it spells, else a string."""
+    if text.strip() in choices:
+        return json.dumps(text.strip(), ensure_ascii=False)
     spelled = {"True": "true", "False": "false", "None": "null"}.get(text.strip(), text)
     try:
         return json.dumps(json.loads(spelled), ensure_ascii=False)

@@ -28,6 +28,7 @@ from rocm_infer.engine.request import RequestRefused
 from rocm_infer.text import grammar
 from rocm_infer.text.grammar import Format, GrammarTextError
 from rocm_infer.text.tokenizer import Tokenizer
+from rocm_infer.text.tools import FORMATS, Function, ToolFormat, ToolSplit, forced_calls, free_calls
 from rocm_infer.tools.replay import Replay
 from tests.engine.toy import ToyModel, drain, request, tokens_of
 from tests.engine.toy import run as run_all
@@ -357,15 +358,11 @@ SCHEMAS = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=1000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 60)
-@given(SCHEMAS, st.randoms(use_true_random=False))
-def test_random_walks_satisfy_random_schemas(schema: Any, rng: random.Random) -> None:
-    """An independent validator accepts whatever a grammar lets through."""
-    jsonschema_rs = pytest.importorskip("jsonschema_rs")
+def walk(text: str, rng: random.Random) -> bytes | None:
+    """A random output of a grammar, None if it does not end in time."""
     import xgrammar
 
-    compiled = WALKER.compile(schema_grammar(schema, 2).text).result()
-    matcher, mask, made = xgrammar.GrammarMatcher(compiled), xgrammar.allocate_token_bitmask(1, VOCAB), b""
+    matcher, mask, made = xgrammar.GrammarMatcher(WALKER.compile(text).result()), xgrammar.allocate_token_bitmask(1, VOCAB), b""
     closing = {TOKENIZER.encode(char)[0] for char in '"]},'} | {EOS}
     for _ in range(400):
         matcher.fill_next_token_bitmask(mask, 0)
@@ -375,13 +372,59 @@ def test_random_walks_satisfy_random_schemas(schema: Any, rng: random.Random) ->
         token = rng.choice(sorted(ends) if ends and rng.random() < 0.5 else allowed)
         assert matcher.accept_token(token)
         if token == EOS:
-            value = json.loads(made)
-            assert jsonschema_rs.is_valid(schema, value), (schema, value)
-            return
+            return made
         made += TOKENIZER.token_bytes(token)
+    return None
 
 
 WALKER = engine().grammars
+
+
+@settings(deadline=None, max_examples=1000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 60)
+@given(SCHEMAS, st.randoms(use_true_random=False))
+def test_random_walks_satisfy_random_schemas(schema: Any, rng: random.Random) -> None:
+    """An independent validator accepts whatever a grammar lets through."""
+    jsonschema_rs = pytest.importorskip("jsonschema_rs")
+    made = walk(schema_grammar(schema, 2).text, rng)
+    if made is not None:
+        value = json.loads(made)
+        assert jsonschema_rs.is_valid(schema, value), (schema, value)
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("special", [{}, {"<|tool|>": TOKENIZER.special_texts["<|tool|>"]}], ids=["text", "token"])
+def test_forced_calls_are_read_as_calls(form: ToolFormat, special: dict[str, int]) -> None:
+    """Whatever the grammar of a family lets through is calls with arguments of the schema, and nothing else."""
+    if special:  # the family's marker is a special token
+        (marker,) = special
+        changed = {name: getattr(form, name).replace(form.begin, marker) for name in ("before", "opening", "closing")}
+        form = dataclasses.replace(form, begin=form.begin if form.at_start else marker, **({} if form.at_start else changed))
+    size = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 99}, "s": {"enum": ["a", "b c"]}},
+    }
+    size |= {"required": ["n", "s"], "additionalProperties": False}
+    functions = [Function("first", size), Function("second.one", size, strict=True)]
+    forced = grammar_of(forced_calls(form, functions, special, parallel=True)).text
+    rng = random.Random(0)
+    for _ in range(8):
+        made = walk(forced, rng)
+        if made is None:
+            continue
+        split = ToolSplit(form, functions)
+        pieces = split.push(made.decode()) + split.finish()
+        assert pieces
+        assert all(piece.call >= 0 for piece in pieces), pieces
+        names = [piece.name for piece in pieces if piece.name is not None]
+        assert set(names) <= {"first", "second.one"}
+        for call in range(split.num_calls):
+            value = json.loads("".join(piece.text for piece in pieces if piece.call == call))
+            assert list(value) == ["n", "s"]
+            assert 1 <= value["n"] <= 99
+            assert value["s"] in ("a", "b c")
+    free = free_calls(form, functions, special, parallel=False)
+    if free is not None:
+        assert WALKER.compile(grammar_of(free).text).result()
 
 
 @pytest.mark.parametrize(
