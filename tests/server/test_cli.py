@@ -140,3 +140,28 @@ def test_chat_as_a_pipe(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsy
     said = capsys.readouterr().out
     assert said == 2 * said[: len(said) // 2]
     assert len(said) > 2
+
+
+def test_explain_tells_what_serves_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "--model", "tiny-deepseek", "--arch", "gfx942", "--kernel-backend", "triton", "--tp", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("tiny-deepseek on gfx942, tensor parallel 2")
+    lines = [line.split() for line in out.splitlines()[1:] if line]
+    assert ["mla_decode", "triton", "asked", "for"] in lines
+    assert cli.main(["explain"]) == 0
+    assert "rms_norm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--arch", "gfx803"], "arch: expected one of gfx90a"),
+        (["--arch", "gfx942", "--tp", "16"], "tensor_parallel_size: 16 do not divide the attention heads 8"),
+    ],
+)
+def test_compile_refuses_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert cli.main(["compile", *flags]) in (1, 2)
+    assert told in capsys.readouterr().err

@@ -155,6 +155,7 @@ def test_a_dropped_connection_frees_its_pages(server: Server) -> None:
         stream.close()
     server.wait_for(lambda: server.value(used) == 0)
     assert server.value("rocm_infer:kv_cache_usage_ratio") == 0
+    assert server.value("rocm_infer:jit_compiles_total") == 0
 
 
 def test_flush_and_info(server: Server) -> None:
