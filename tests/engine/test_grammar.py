@@ -475,3 +475,27 @@ def test_xgrammar_waits_for_the_first_grammar() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom) and "xgrammar" in ast.unparse(node)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("marker", ["<|tool|>", "</think>"])
+def test_a_thought_of_any_text_may_stand_before_an_answer(marker: str, begun: bool) -> None:
+    """Forced only once the closing marker, a special token or plain text, has been written."""
+    import xgrammar
+
+    closing = TOKENIZER.encode(marker, add_special_tokens=False)
+    special = {marker: closing[0]} if marker in TOKENIZER.special_texts else {}
+    form = grammar.after_thinking(grammar.choice(["yes"]), "<think>", marker, special, begun=begun)
+    compiled = WALKER.compile(grammar_of(form).text).result()
+    opening = [] if begun else TOKENIZER.encode("<think>")
+    matcher = xgrammar.GrammarMatcher(compiled)
+    for token in (*opening, *TOKENIZER.encode('so {"no" '), *closing, *TOKENIZER.encode("\n\nyes"), EOS):
+        assert matcher.accept_token(token), token
+    assert matcher.is_terminated()
+    thinking = xgrammar.GrammarMatcher(compiled)
+    for token in (*opening, *TOKENIZER.encode("yes")):
+        assert thinking.accept_token(token)
+    assert not thinking.accept_token(EOS), "a thought cannot end the output"
+    if not begun:
+        silent = xgrammar.GrammarMatcher(compiled)
+        assert all(silent.accept_token(token) for token in (*TOKENIZER.encode("yes"), EOS)), "a thought is no duty"
