@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -50,6 +51,18 @@ def test_every_op_of_a_step_is_served_and_told(tiny, arch):
     } <= set(served)
     cache = next(found.call for found in run.served() if found.op == "mla_decode").dtypes["cache"]
     assert cache == (torch.float8_e4m3fnuz if arch == "gfx942" else torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
+def test_fp8_weights_travel_in_the_dialect_of_the_chip(tiny, arch):
+    config = dataclasses.replace(tiny, fp8_block=(128, 128))
+    with archs.played_by_meta(archs.of(arch)):
+        run = DryRun(config, EngineConfig(kernel_backend="triton"))
+        run.step(STEPS[0])
+    calls = {found.op: found.call for found in run.served()}
+    native = archs.of(arch).fp8_dtype
+    assert calls["gemm_fp8"].dtypes["b"] == calls["moe_gemm"].dtypes["w"] == native
+    assert calls["quant_fp8"].scalars["out_dtype"] == native
 
 
 def test_what_cannot_serve_says_why(tiny):
