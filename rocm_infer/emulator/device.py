@@ -222,7 +222,7 @@ class Device:
         named += [(f"tensor {i}", t) for i, t in enumerate(tensors)]
         raw = [(address, len(block_bytes), "the kernel arguments"), (ctypes.addressof(packet), 64, "the dispatch packet")]
         raw += [(ctypes.addressof(b), len(b), name) for b, name in loaded.code.segments]
-        options = {
+        options: dict[str, Any] = {
             "tensors": self._regions(named, raw), "grid": grid3, "block": block3, "lds_size": kernel.lds_size + lds,
             "scratch_size": kernel.scratch_size, "num_vgprs": kernel.num_vgprs + kernel.num_agprs,
             "accum_offset": kernel.accum_offset, "mode": 0xF0, "user_sgprs": sgprs, "group_id_sgprs": ids,
