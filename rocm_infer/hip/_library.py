@@ -167,7 +167,8 @@ class Kernel:
             return
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):  # a launch goes to the current device
-                return self.launch(*tensors, **scalars)
+                self.launch(*tensors, **scalars)
+            return
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         library_for(device).call(self.op, self.arguments(tensors), self.numbers(scalars), stream)
 
