@@ -218,6 +218,8 @@ class _Schema:
         kept = [value for value in values if not kinds or any(_is_of(value, kind) for kind in kinds)]
         if not kept:
             raise GrammarTextError(f"schema{where}: no value is allowed")
+        if any(map(_holds_huge, kept)):
+            self._faults.append(f"{where}: integers of more than 64 bits")
         return {"enum": kept}
 
     def _implied(self, schema: dict[str, Any], where: str) -> str | None:
@@ -318,6 +320,13 @@ def _is_of(value: Any, kind: str) -> bool:
     if kind == "integer" and isinstance(value, float):
         return value.is_integer()
     return isinstance(value, PYTHON_TYPES.get(kind, ()))
+
+
+def _holds_huge(value: Any) -> bool:
+    """Whether a JSON value has an integer that XGrammar would round."""
+    if isinstance(value, dict | list):
+        return any(map(_holds_huge, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def _has_lookaround(pattern: str) -> bool:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -326,7 +327,7 @@ LEAVES = st.one_of(
     st.sampled_from(["date", "time", "date-time", "uuid", "ipv4", "email", "unknown"]).map(
         lambda f: {"type": "string", "format": f}
     ),
-    st.lists(st.none() | st.booleans() | st.integers() | st.text(max_size=4), min_size=1, max_size=3).map(
+    st.lists(st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=4), min_size=1, max_size=3).map(
         lambda v: {"enum": v}
     ),
     st.just({"type": ["integer", "null"], "minimum": 7}),
@@ -387,7 +388,9 @@ def test_random_walks_satisfy_random_schemas(schema: Any, rng: random.Random) ->
     jsonschema_rs = pytest.importorskip("jsonschema_rs")
     made = walk(schema_grammar(schema, 2).text, rng)
     if made is not None:
-        value = json.loads(made)
+        value = json.loads(
+            re.sub(rb"\\u[dD][89a-fA-F]", rb"\\u00", made)
+        )  # JSON may escape half a character; the validator cannot
         assert jsonschema_rs.is_valid(schema, value), (schema, value)
 
 
@@ -442,6 +445,7 @@ def test_forced_calls_are_read_as_calls(form: ToolFormat, special: dict[str, int
         ({"type": "object", "required": ["a"], "additionalProperties": False}, "not in properties"),
         ({"type": "strange"}, "unknown type"),
         ({"enum": [1], "type": "string"}, "no value"),
+        ({"const": {"a": [2**63]}}, "64 bits"),
         ({"type": "array", "items": 3}, "expected an object"),
         ({"required": "a"}, "list of names"),
         (3, "expected an object"),
