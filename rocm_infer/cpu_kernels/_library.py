@@ -53,6 +53,7 @@ class Kernel:
         function = self.found.get(dtype)
         if function is None:
             address = ctypes.c_void_p.in_dll(library()[0], f"{self.op}_{SUFFIXES[dtype]}").value
+            assert address is not None  # every exported name is a pointer to an instance
             function = self.found[dtype] = self.prototype(address)
         return function
 
@@ -122,13 +123,13 @@ def _built() -> Path:
 
 def _build(sources: list[Path], file: Path) -> None:
     """Compile all sources as one unit, with the first compiler that can."""
-    unit = "".join(f'#include "{source.name}"\n' for source in sources)
+    unit = "".join(f'#include "{source}"\n' for source in sources)
     logger.info("building the CPU kernels for this machine, once")
     refusal = "no C++ compiler: install g++ or clang++, or pip install ziglang"
     for compiler in _compilers():
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             made = Path(folder) / file.name
-            command = [*compiler, *FLAGS, "-I", str(SOURCES), "-x", "c++", "-", "-o", str(made)]
+            command = [*compiler, *FLAGS, "-x", "c++", "-", "-o", str(made)]
             done = subprocess.run(command, input=unit, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 made.replace(file)

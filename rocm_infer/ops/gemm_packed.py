@@ -19,7 +19,8 @@ def pack(weight: torch.Tensor, lanes: int) -> torch.Tensor:
     step = 4 // weight.dtype.itemsize
     num_columns, depth = weight.shape[-2:]
     padded = F.pad(weight, (0, -depth % step, 0, -num_columns % lanes))
-    return padded.unflatten(-1, (-1, step)).unflatten(-3, (-1, lanes)).transpose(-2, -3).contiguous()
+    panels: torch.Tensor = padded.unflatten(-1, (-1, step)).unflatten(-3, (-1, lanes))
+    return panels.transpose(-2, -3).contiguous()
 
 
 def unpack(packed: torch.Tensor, columns: int, depth: int) -> torch.Tensor:
