@@ -53,19 +53,24 @@ def library(bind_folder, request):
 
 
 @pytest.fixture(scope="module")
-def mutated():
-    """The library of all mutations: each is an op of its name."""
+def mutated_files():
+    """The source of each mutation, an op of its name."""
     folder = ROOT / "build" / "mutated"
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    files = {op: folder / f"{op}.hip" for op in MUTATIONS}
     for op, (line, instead) in MUTATIONS.items():
         text = SOURCE.read_text()
         assert text.count(line) == 1, f"{op}: {line!r} is not in {SOURCE.name} once"
-        files.append(folder / f"{op}.hip")
         wanted = text.replace(line, instead).replace("all_reduce", op)
-        if not files[-1].exists() or files[-1].read_text() != wanted:
-            files[-1].write_text(wanted)
-    return built(("kernels_w64",), "hip-mutated", sources=tuple(files))
+        if not files[op].exists() or files[op].read_text() != wanted:
+            files[op].write_text(wanted)
+    return files
+
+
+@pytest.fixture(scope="module")
+def mutated(mutated_files):
+    """The library of all mutations."""
+    return built(("kernels_w64",), "hip-mutated", sources=tuple(mutated_files.values()))
 
 
 @pytest.mark.parametrize("shots", [1, 2])
@@ -102,3 +107,15 @@ def test_a_rank_that_never_comes_is_an_error_not_a_hang(library):
         library.run_queued()
     (after,) = in_streams(library, "all_reduce", [x], 1, 0)
     assert torch.equal(after, in_order(x)), "the device goes on to serve"
+
+
+def test_the_race_detector_sees_a_missing_wait_and_none_where_there_is_none(bind_folder, mutated_files, sanitized):
+    """Memory of the ranks is ordered by their flags alone."""
+    folder = built(("kernels_w64",), "hip-mutated-thread", sources=(SOURCE, mutated_files["never_waits"]), sanitize="thread")
+    command = ["-m", "tests.hip.ranks", str(bind_folder), str(folder / "libkernels_w64.so")]
+    right = sanitized("thread", [*command, "all_reduce"])
+    assert right.returncode == 0, right.stderr[-3000:]
+    assert right.stdout == "[2.0, 4.0]\n"
+    wrong = sanitized("thread", [*command, "never_waits"])
+    assert wrong.returncode == 66, wrong.stderr[-3000:]
+    assert "data race" in wrong.stderr

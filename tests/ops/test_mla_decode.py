@@ -151,6 +151,14 @@ def test_real_sizes_and_many_splits(backend, device, heads, new, length):
     check(call(backend, device, case, cache, scale=0.1352338), case, cache, backend, scale=0.1352338)
 
 
+@pytest.mark.parametrize("new", [1, 3])
+def test_the_widths_of_deepseek_at_few_tokens(backend, device, new):
+    """512 + 64 has a kernel of its own, which the sanitizers should see too."""
+    case = make([33, 0, 2, 5], 4, 16, new, (512, 64), torch.bfloat16, new)
+    cache = case.cache.clone().to(device)
+    check(call(backend, device, case, cache, scale=0.1352338), case, cache, backend, scale=0.1352338)
+
+
 @paged.few
 @given(data.ragged_lens(3), num_new, data.seeds)
 def test_a_complete_cache_needs_no_new_rows(backend, device, lens, new, seed):

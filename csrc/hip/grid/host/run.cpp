@@ -144,10 +144,20 @@ struct Place {
     char* address;
 };
 
+// What the launches of a stream take and leave for those after them. Streams share none of it: to the race detector, whoever uses
+// a thread or LDS again comes after its former user.
+struct Home {
+    std::vector<Fiber*> fibers;
+    std::vector<Block*> blocks;
+    char tag;
+    void* sanitizer;  // of nobody's thread, which carries the end of a block to the start of the next
+};
+
 // A launch in a stream, with its own copy of the parameters.
 struct Queued {
     Launch launch;
     std::string op, params;
+    Home* home;
     std::vector<int> order;  // of its blocks
     size_t num_started = 0, num_ended = 0;
 };
@@ -163,9 +173,9 @@ struct Block {
     char* dynamic;
     i64 lds_used, lds_top;
     int barrier_parity;
+    char end_tag;
     char barrier_tags[2];
     char wave_tags[kMostThreads / kWave][2];
-    char end_tag;
     char* lds;
 };
 
@@ -174,9 +184,8 @@ constexpr i64 kLdsArea = 2 * kLdsBytes;
 // All state of the emulated devices. Launches come one at a time: Python holds the interpreter lock.
 struct Device {
     std::vector<std::unique_ptr<Fiber>> fibers;
-    std::vector<Fiber*> free_fibers;
     std::vector<std::unique_ptr<Block>> blocks;
-    std::vector<Block*> free_blocks;
+    Home homes[16];
     std::map<int, Stream> queues;
     int queue = -1;
     void* scheduler_stack = nullptr;
@@ -225,9 +234,9 @@ void fiber_main() {
 #endif
     Block& block = *device.running->block;
 #if defined(GRID_TSAN)
-    // Blocks that run beside each other are ordered by flags alone; one that takes over the LDS of another comes after it.
+    // Blocks that run beside each other are ordered by flags alone; one that starts later in a stream comes after those that ended.
     __tsan_acquire(&device.start_tag);
-    __tsan_acquire(&block.end_tag);
+    __tsan_acquire(&block.queued->home->tag);
 #endif
     const Launch& launch = block.queued->launch;
     launch.call(launch.kernel, launch.params);
@@ -260,27 +269,27 @@ char* fresh_memory(size_t bytes) {
     return static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
 }
 
-Fiber* take_fiber() {
-    if (device.free_fibers.empty()) {
+Fiber* take_fiber(Home& home) {
+    if (home.fibers.empty()) {
         auto fiber = std::make_unique<Fiber>();
         fiber->stack = fresh_memory(kStackBytes + 16 * kStackShift) + (device.fibers.size() % 16) * kStackShift;
-        device.free_fibers.push_back(fiber.get());
+        home.fibers.push_back(fiber.get());
         device.fibers.push_back(std::move(fiber));
     }
-    Fiber* fiber = device.free_fibers.back();
-    device.free_fibers.pop_back();
+    Fiber* fiber = home.fibers.back();
+    home.fibers.pop_back();
     return fiber;
 }
 
-Block* take_block() {
-    if (device.free_blocks.empty()) {
+Block* take_block(Home& home) {
+    if (home.blocks.empty()) {
         auto block = std::make_unique<Block>();
         block->lds = fresh_memory(kLdsArea);
-        device.free_blocks.push_back(block.get());
+        home.blocks.push_back(block.get());
         device.blocks.push_back(std::move(block));
     }
-    Block* block = device.free_blocks.back();
-    device.free_blocks.pop_back();
+    Block* block = home.blocks.back();
+    home.blocks.pop_back();
     return block;
 }
 
@@ -444,7 +453,7 @@ Block* start_block(Queued& queued) {
     int b = queued.order[queued.num_started++];
     int x = static_cast<int>(b % launch.blocks.x), rest = static_cast<int>(b / launch.blocks.x);
     int y = static_cast<int>(rest % launch.blocks.y), z = static_cast<int>(rest / launch.blocks.y);
-    Block* block = take_block();
+    Block* block = take_block(*queued.home);
     block->queued = &queued;
     block->num_places = 0;
     block->lds_used = block->lds_top = 0;
@@ -455,16 +464,24 @@ Block* start_block(Queued& queued) {
     block->dynamic = launch.lds_bytes ? make_lds(*block, launch.lds_bytes) : nullptr;
     block->fibers.clear();
     for (int t = 0; t < launch.threads; ++t) {
-        block->fibers.push_back(take_fiber());
+        block->fibers.push_back(take_fiber(*queued.home));
         prepare(*block->fibers.back(), *block, {t, {x, y, z}, launch.threads, {}, 0});
     }
     return block;
 }
 
 void end_block(Block* block) {
+#if defined(GRID_TSAN)
+    Home& home = *block->queued->home;
+    if (!home.sanitizer) home.sanitizer = __tsan_create_fiber(0);
+    __tsan_switch_to_fiber(home.sanitizer, 1);
+    __tsan_acquire(&block->end_tag);
+    __tsan_release(&home.tag);
+    __tsan_switch_to_fiber(device.scheduler_sanitizer, 1);
+#endif
     // The first thread of the next block gets the first fiber again: its stack is warm.
-    for (auto fiber = block->fibers.rbegin(); fiber != block->fibers.rend(); ++fiber) device.free_fibers.push_back(*fiber);
-    device.free_blocks.push_back(block);
+    for (auto fiber = block->fibers.rbegin(); fiber != block->fibers.rend(); ++fiber) block->queued->home->fibers.push_back(*fiber);
+    block->queued->home->blocks.push_back(block);
     ++block->queued->num_ended;
 }
 
@@ -528,7 +545,8 @@ void wait(State state, Collective run, void* operand, const char* what, Site sit
 }
 
 Queued queued_launch(const Args& args, const Launch& launch, u64& random) {
-    Queued queued{launch, args.op, {static_cast<const char*>(launch.params), static_cast<size_t>(launch.params_bytes)}, {}};
+    std::string params(static_cast<const char*>(launch.params), static_cast<size_t>(launch.params_bytes));
+    Queued queued{launch, args.op, params, &device.homes[(device.queue + 1) % 16], {}};
     std::vector<int> order;
     queued.order = order_of(order, static_cast<int>(launch.blocks.x * launch.blocks.y * launch.blocks.z), random);
     return queued;
