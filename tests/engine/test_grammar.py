@@ -388,9 +388,10 @@ def test_random_walks_satisfy_random_schemas(schema: Any, rng: random.Random) ->
     jsonschema_rs = pytest.importorskip("jsonschema_rs")
     made = walk(schema_grammar(schema, 2).text, rng)
     if made is not None:
-        value = json.loads(
-            re.sub(rb"\\u[dD][89a-fA-F]", rb"\\u00", made)
-        )  # JSON may escape half a character; the validator cannot
+        text = made.decode(errors="replace")  # XGrammar lets byte tokens form overlong UTF-8; users see U+FFFD there
+        value = json.loads(re.sub(r"\\u[dD][89a-fA-F]", r"\\u00", text))  # half characters are JSON, but not for the validator
+        if "\ufffd" in text:
+            return  # its lengths are not those that the grammar counted
         assert jsonschema_rs.is_valid(schema, value), (schema, value)
 
 
