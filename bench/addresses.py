@@ -124,7 +124,7 @@ def _argument(name: str, value: Any) -> Range:
         return 0, TILE_STRIDES.get(name, LIMIT - 1)
     if not isinstance(value, int):
         return ANY
-    return 0, abs(value) * (HEADROOM if name in GROWING else 1)
+    return (0, value * HEADROOM) if name in GROWING else (value, value)
 
 
 def _join(values: _Values, target: str, source: str) -> None:
