@@ -84,7 +84,7 @@ def library() -> tuple[Any, str | None]:
     """(the loaded library or None, why there is none). Builds it when this machine has not yet."""
     try:
         found = ctypes.CDLL(str(_built()))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
         reason = f"the CPU library of csrc/cpu is missing: {error}"
         logger.warning("%s. Models run on torch's operators instead, which is slower", reason)
         return None, reason
