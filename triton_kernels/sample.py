@@ -276,6 +276,15 @@ def sample_kernel(
         raw_top, _raw_id, raw_broken = next_best(raw_ptr, INFINITY, -1, V, BLOCK)
         broken = broken | raw_broken | (raw_top == -INFINITY)
     is_valid = (top > -INFINITY) & (broken == 0)
+    # Before the draw, whose searches fill the scalar registers: what logarithms need is forgotten by then.
+    if HAS_LOGPROB:
+        total = raw_top + tl.log(sum_of_exponentials(raw_ptr, raw_top, V, BLOCK))
+        if HAS_TOP:
+            last, last_id = tl.full([], float("inf"), tl.float32), tl.full([], -1, tl.int32)
+            for place in range(num_top):
+                last, last_id, _broken = next_best(raw_ptr, last, last_id, V, BLOCK)
+                tl.store(top_ids_ptr + row * num_top + place, tl.where(is_valid, last_id, -1).to(tl.int64))
+                tl.store(top_logprobs_ptr + row * num_top + place, tl.where(is_valid, last - total, float("nan")))
     temperature = tl.load(temperature_ptr + row)
     if is_valid & (temperature > 0.0):
         drawn = draw(
@@ -294,15 +303,8 @@ def sample_kernel(
     tl.store(ids_ptr + row, tl.where(is_valid, token, -1).to(tl.int64))
     logprob = tl.full([], float("nan"), tl.float32)
     if HAS_LOGPROB:
-        total = raw_top + tl.log(sum_of_exponentials(raw_ptr, raw_top, V, BLOCK))
         chosen = tl.load(raw_ptr + tl.minimum(token, V - 1)).to(tl.float32)
         logprob = tl.where(is_valid, chosen - total, logprob)
-        if HAS_TOP:
-            last, last_id = tl.full([], float("inf"), tl.float32), tl.full([], -1, tl.int32)
-            for place in range(num_top):
-                last, last_id, _broken = next_best(raw_ptr, last, last_id, V, BLOCK)
-                tl.store(top_ids_ptr + row * num_top + place, tl.where(is_valid, last_id, -1).to(tl.int64))
-                tl.store(top_logprobs_ptr + row * num_top + place, tl.where(is_valid, last - total, float("nan")))
     tl.store(logprob_ptr + row, logprob)
 
 
