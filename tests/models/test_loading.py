@@ -151,7 +151,8 @@ def test_bfloat16_follows_float32(tmp_path: Path) -> None:
     for a, b in zip(wide, narrow):
         assert (a.logits[0] - b.logits[0]).norm() < 0.05 * a.logits[0].norm()
     assert model.dtype == torch.bfloat16
-    assert model.weight_bytes == 2 * sum(w.numel() for w in load_file(tmp_path / WEIGHTS).values())
+    exact = 2 * sum(w.numel() for w in load_file(tmp_path / WEIGHTS).values())
+    assert exact <= model.weight_bytes < 1.05 * exact  # packed weights end in whole panels
 
 
 def test_dtype_auto_is_that_of_the_checkpoint(llama: Path) -> None:

@@ -65,6 +65,6 @@ def test_strided_ids(backend, device):
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="moe_align: block, num_experts: expected positive numbers, got 0, 4"):
-        moe_align.fn(torch.zeros(2, 2, dtype=torch.int32), num_experts=4, block=0)
+        moe_align(torch.zeros(2, 2, dtype=torch.int32), num_experts=4, block=0)
     with pytest.raises(ValueError, match="moe_align: ids: expected dtype int32"):
         moe_align(torch.zeros(2, 2, dtype=torch.int64), num_experts=4, block=4)
