@@ -101,13 +101,6 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     return {"TILE": tile, **options(arch, num_warps=4 if tile == 1024 else 1)}
 
 
-def supports(call: Any) -> str | None:
-    block, num_experts = call.scalars["block"], call.scalars["num_experts"]
-    if block < 1 or num_experts < 1:
-        return f"block, num_experts: expected positive numbers, got {block}, {num_experts}"
-    return None
-
-
 def scratch(call: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
     return [((call.scalars["num_experts"] + 1,), torch.int32)]
 

@@ -168,12 +168,7 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
 
 
 def supports(call: Any) -> str | None:
-    dims, dtypes, scalars = call.dims, call.dtypes, call.scalars
-    is_fp8 = dtypes["x"] in FP8_BIASES
-    if is_fp8 != ("x_scale" in dtypes) or is_fp8 != ("w_scale" in dtypes) or (is_fp8 and scalars["out_dtype"] is None):
-        return "x_scale, w_scale, out_dtype: expected all three for fp8 and no scales otherwise"
-    if scalars["silu"] and dims["N"] % 2:
-        return f"w: expected an even N, gate and up one after the other, got {dims['N']}"
+    dims = call.dims
     if dims["Y"] and dims["Z"] // dims["Y"] not in BLOCKS:
         return f"sorted_slots: expected blocks of {', '.join(map(str, BLOCKS))}, got {dims['Z'] // dims['Y']}"
     return None

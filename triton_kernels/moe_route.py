@@ -124,18 +124,6 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     return {"ROWS": rows, "BLOCK_G": groups, "BLOCK_S": size, **options(arch, num_warps=1)}
 
 
-def supports(call: Any) -> str | None:
-    num_experts, scalars = call.dims["E"], call.scalars
-    groups, kept = scalars["num_groups"], scalars["top_groups"]
-    if scalars["score"] not in ("softmax", "sigmoid"):
-        return f"score: expected softmax or sigmoid, got {scalars['score']!r}"
-    if groups < 1 or num_experts % groups or not 1 <= kept <= groups:
-        return f"num_groups, top_groups: expected groups that divide {num_experts} experts and one kept, got {groups}, {kept}"
-    if not 1 <= scalars["top_k"] <= num_experts // groups * kept:
-        return f"top_k: expected 1 to the {num_experts // groups * kept} experts of the kept groups, got {scalars['top_k']}"
-    return None
-
-
 def launch(
     weights: torch.Tensor,
     ids: torch.Tensor,

@@ -75,13 +75,6 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     return {"HEADS": max(1, min(512 // half, triton.next_power_of_2(max(dims["H"], 1)))), **options(arch, num_warps=1)}
 
 
-def supports(call: Any) -> str | None:
-    width, size = call.dims["R"], call.dims["D"]
-    if width % 2 or width > size:
-        return f"table: expected an even width R of at most D = {size}, got {width}"
-    return None
-
-
 def launch(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torch.Tensor, *, interleaved: bool) -> None:
     num_tokens, num_heads, _ = q.shape
     num_kv_heads = k.shape[1]

@@ -13,9 +13,6 @@ _kernel = Kernel("attn_decode", "ppppppp iiiiiiii d i d")
 
 
 def supports(call: Any) -> str | None:
-    heads, kv_heads = call.dims["H"], call.dims["G"]
-    if kv_heads == 0 or heads % kv_heads:
-        return f"q: expected heads a multiple of the {kv_heads} kv heads, got {heads}"
     return _kernel.refuses(call, "q", "k_cache")
 
 

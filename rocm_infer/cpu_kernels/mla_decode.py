@@ -13,11 +13,6 @@ _kernel = Kernel("mla_decode", "pppppppp iiiiiii d i d")
 
 
 def supports(call: Any) -> str | None:
-    given = [name in call.dtypes for name in ("kv_new", "positions", "table")]
-    if any(given) and not all(given):
-        return "kv_new, positions, table: expected all or none of them"
-    if not 0 < call.scalars["latent"] <= call.dims["Q"]:
-        return "latent: expected 1 to Q"
     return _kernel.refuses(call, "q", "cache")
 
 

@@ -13,9 +13,6 @@ _kernel = Kernel("store_kv", "pppppppp iiiiiiiiii")
 
 
 def supports(call: Any) -> str | None:
-    given = [name in call.dtypes for name in ("q", "positions", "table")]
-    if any(given) and not all(given):
-        return "q, positions, table: expected all or none of them"
     return _kernel.refuses(call, "k", "k_cache")
 
 

@@ -13,9 +13,6 @@ _kernel = Kernel("store_mla", "ppppppp iiiiiiiii")
 
 
 def supports(call: Any) -> str | None:
-    given = [name in call.dtypes for name in ("q_pe", "positions", "table")]
-    if any(given) and not all(given):
-        return "q_pe, positions, table: expected all or none of them"
     return _kernel.refuses(call, "c", "cache")
 
 

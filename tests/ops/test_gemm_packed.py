@@ -75,7 +75,7 @@ def test_panels_of_another_machine_are_refused():
     if not lanes():
         pytest.skip("no C++ compiler for the CPU library")
     packed = pack(torch.ones(20, 8), 2 * lanes())
-    backend, reason = gemm_packed.explain(torch.ones(2, 8), packed, columns=20)
+    _, backend, reason = gemm_packed.plan("auto", torch.ones(2, 8), packed, columns=20)
     assert backend == "reference"
     assert "weight: expected panels of L, S" in reason
     assert torch.equal(gemm_packed(torch.ones(2, 8), packed, columns=20), torch.full((2, 20), 8.0))
