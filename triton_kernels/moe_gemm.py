@@ -98,7 +98,7 @@ def moe_gemm_kernel(
     x_ptrs = x_ptr + rows[:, None] * x_stride + k_in_tile[None, :]
     w_offsets = column_in_tile[None, :] * w_stride + k_in_tile[:, None]
     gate_ptr = w_ptr + expert * w_expert_stride + (tile_n * BLOCK_N).to(tl.int64) * w_stride
-    up_ptr = gate_ptr + width.to(tl.int64) * w_stride
+    up_ptr = gate_ptr + tl.cast(width, tl.int64) * w_stride  # Triton makes a width of 1 a constant
     if FP8_BIAS:
         x_scale_ptrs = x_scale_ptr + rows * x_scale_stride
         w_scale_ptr += expert * w_scale_expert_stride
