@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,9 @@ def test_named_files_exist(page: str) -> None:
 def test_named_modules_exist(page: str) -> None:
     for name in set(re.findall(r"python -m (bench\.\w+)", (ROOT / page).read_text())):
         assert (ROOT / (name.replace(".", "/") + ".py")).exists(), f"{page} names python -m {name}"
+
+
+def test_the_python_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    example = (ROOT / "README.md").read_text().split("and from Python:\n\n")[1].split("\n\n")[0]
+    exec(textwrap.dedent(example), {})
+    assert capsys.readouterr().out.split() == re.findall(r"# (.*)", example)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A copy of a checkpoint with the weights of its linear maps in fp8 blocks of 128 x 128, as DeepSeek ships them.
 
-python -m training.quantise rocm_infer/assets/tiny-deepseek /tmp/tiny-deepseek-fp8
+python -m training.quantise rocm_infer/assets/tiny-deepseek build/tiny-deepseek-fp8
 """
 
 from __future__ import annotations
