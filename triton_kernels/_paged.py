@@ -83,6 +83,16 @@ def encode_fp8(x, FP8_BIAS: tl.constexpr):
 
 
 @triton.jit
+def fp8_as_half(code, FP8_BIAS: tl.constexpr):
+    """byte -> fp16, exact: the exponent in its place, then a product that makes up for the bias; NaN stays NaN."""
+    wide = code.to(tl.uint16)
+    bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+    half = bits.to(tl.float16, bitcast=True) * tl.full([], 256.0 if FP8_BIAS == 7 else 128.0, tl.float16)
+    is_nan = (wide & 0x7F) == 0x7F if FP8_BIAS == 7 else wide == 0x80
+    return tl.where(is_nan, tl.full([], float("nan"), tl.float16), half)
+
+
+@triton.jit
 def decode_fp8(code, FP8_BIAS: tl.constexpr, NATIVE: tl.constexpr):
     """byte -> fp32. NATIVE: the target converts this dialect itself; otherwise through fp16, whose exponent is wider."""
     if NATIVE:
@@ -91,11 +101,7 @@ def decode_fp8(code, FP8_BIAS: tl.constexpr, NATIVE: tl.constexpr):
         else:
             value = code.to(tl.float8e4b8, bitcast=True).to(tl.float32)
     else:
-        wide = code.to(tl.uint16)
-        half = (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
-        value = half.to(tl.float32) * (256.0 if FP8_BIAS == 7 else 128.0)
-        is_nan = (wide & 0x7F) == 0x7F if FP8_BIAS == 7 else wide == 0x80
-        value = tl.where(is_nan, float("nan"), value)
+        value = fp8_as_half(code, FP8_BIAS).to(tl.float32)
     return value
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from rocm_infer.arch import Arch
-from rocm_infer.triton_kernels._paged import FP8_BIASES, INTERPRETED, decode_fp8, encode_fp8
+from rocm_infer.triton_kernels._paged import FP8_BIASES, INTERPRETED, encode_fp8, fp8_as_half
 
 SMALLEST_AMAX = tl.constexpr(1e-4)
 LONGEST_GROUP = 32768
@@ -113,14 +113,14 @@ def silu(x):
 
 @triton.jit
 def matrix_operand(x, FP8_BIAS: tl.constexpr, NATIVE: tl.constexpr):
-    """fp8 bytes as tl.dot takes them: the native type; without one bf16, which holds every code exactly."""
+    """fp8 bytes as tl.dot takes them: the native type; without one fp16, which holds every code exactly and is a shift away."""
     if NATIVE:
         if FP8_BIAS == 7:
             return x.to(tl.float8e4nv, bitcast=True)
         else:
             return x.to(tl.float8e4b8, bitcast=True)
     else:
-        return decode_fp8(x, FP8_BIAS, False).to(tl.bfloat16)
+        return fp8_as_half(x, FP8_BIAS)
 
 
 @triton.jit
@@ -174,12 +174,14 @@ def tiles(arch: Arch, num_rows: int, num_columns: int) -> tuple[int, int]:
     return 64, 128
 
 
-def waves(block_m: int, block_n: int, row_bytes: int, num_weights: int = 1) -> int:
-    """Waves of a program that multiplies a tile of block_m rows with num_weights tiles of block_n rows, row_bytes each."""
+def waves(arch: Arch, block_m: int, block_n: int, row_bytes: int, num_weights: int = 1) -> int:
+    """Waves of 64 of a program that multiplies a tile of block_m rows with num_weights tiles of block_n rows, row_bytes each."""
     if block_m * block_n * num_weights >= 128 * 128:
         return 8  # 32 registers per copy of the output tile; fp8 products need up to three
-    # 16 bytes per lane and step from the weight, which is what few rows wait for.
-    return max(1, min(4, block_n * row_bytes // 1024))
+    # 16 bytes per lane and step from the weight, which is what few rows wait for. A wave beyond the 16 x 16 tiles of the output
+    # would be given all of its products once more, with their reads of LDS and their decoding.
+    most = min(4, (block_m // 16) * (block_n // 16) * arch.wave // 64)
+    return max(1, min(most, block_n * row_bytes // 1024))
 
 
 def stages(arch: Arch, block_m: int, step_bytes: int, num_steps: int, num_weights: int = 1) -> int:
@@ -189,8 +191,8 @@ def stages(arch: Arch, block_m: int, step_bytes: int, num_steps: int, num_weight
     if block_m > 64:
         return 2  # bound by products: LDS is better spent on a second workgroup
     # Bound by memory: up to three steps behind the one in hand, in half of LDS, and no more than there are. gfx950 copies memory
-    # to LDS without registers between, so there the step in hand lies in LDS too.
-    in_registers = 0 if arch.name == "gfx950" else 1
+    # to LDS without registers between, so there the step in hand lies in LDS too; RDNA's registers serve a further workgroup better.
+    in_registers = 1 if arch.wave == 64 and arch.name != "gfx950" else 0
     return max(2, min(most, in_registers + arch.lds_bytes // 2 // step_bytes, 1 + num_steps))
 
 

@@ -104,7 +104,7 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
         "EVEN_K": dims["K"] % block_k == 0,
         **options(
             arch,
-            num_warps=waves(block_m, block_n, 128),
+            num_warps=waves(arch, block_m, block_n, 128),
             num_stages=stages(arch, block_m, (block_m + block_n) * 128, split_len // block_k),
             matrix=True,
         ),

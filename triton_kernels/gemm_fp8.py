@@ -113,7 +113,7 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     """dims: M, N, K, native (whether the matrix cores take the dialect)."""
     block_m, block_n = tiles(arch, dims["M"], dims["N"])
     if not dims["native"]:
-        block_m = min(block_m, 64)  # decoding to bf16 takes the registers of a higher tile
+        block_m, block_n = min(block_m, 64), 64  # decoding takes the registers of a larger tile
     split_len, num_splits = split_plan(arch, dims["N"], dims["K"], 128)
     num_tiles = triton.cdiv(dims["M"], block_m) * triton.cdiv(dims["N"], block_n)
     return {
@@ -129,7 +129,7 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
         "EVEN_K": dims["K"] % 128 == 0,
         **options(
             arch,
-            num_warps=waves(block_m, block_n, 128),
+            num_warps=waves(arch, block_m, block_n, 128),
             num_stages=stages(arch, block_m, (block_m + block_n) * 128, split_len // 128),
             matrix=True,
         ),

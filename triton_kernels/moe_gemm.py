@@ -144,7 +144,7 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     """dims: M (block of moe_align), Y (blocks at most), W (columns of y), K, itemsize, silu, native (false: fp8 to be decoded)."""
     block_m, halves = dims["M"], 2 if dims["silu"] else 1
     # As wide as leaves two programs per compute unit: a decode step has few blocks and wants its weights from everywhere at once.
-    block_n = (128 if dims["native"] else 64) // halves  # decoding to bf16 takes the registers of a wider tile
+    block_n = (128 if dims["native"] else 64) // halves  # decoding takes the registers of a wider tile
     while block_n > 16 and dims["Y"] * triton.cdiv(dims["W"], block_n) < 2 * arch.num_cus:
         block_n //= 2
     few_rows = block_m <= 32
@@ -160,7 +160,7 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
         "EVEN_K": dims["K"] % block_k == 0,
         **options(
             arch,
-            num_warps=waves(block_m, block_n, block_k * dims["itemsize"], halves),
+            num_warps=waves(arch, block_m, block_n, block_k * dims["itemsize"], halves),
             num_stages=stages(arch, block_m, step_bytes, triton.cdiv(dims["K"], block_k), halves),
             matrix=True,
         ),
