@@ -5,8 +5,30 @@ A file has the kernel(s), `config(arch, dims)` that chooses tiles by rules, `lau
 that starts them without allocating or synchronising, and where needed `supports(call)` and `scratch(call)`.
 """
 
+import re
+
 if __name__ == "triton_kernels":
     raise ImportError(
         "this folder is rocm_infer.triton_kernels, not the package triton_kernels of another project: "
         "import rocm_infer.triton_kernels, or leave this directory to reach the other one"
     )
+
+OLDEST_TRITON = (3, 4)
+
+
+def too_old(version: str) -> bool:
+    """Whether this version of Triton lacks what the kernels use; "3.4.0+git1234" is how ROCm's builds call themselves."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) < OLDEST_TRITON
+
+
+try:
+    import triton
+except ImportError:
+    pass  # the kernels' own import says so
+else:
+    if too_old(triton.__version__):
+        raise NotImplementedError(
+            f"triton_kernels: expected Triton {'.'.join(map(str, OLDEST_TRITON))} or later, got {triton.__version__} at "
+            f"{triton.__path__[0]}; install a torch of 2.8 or later, whose wheels bring one (README, section AMD)"
+        )

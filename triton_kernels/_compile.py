@@ -102,6 +102,11 @@ class CompileDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
         raise NotImplementedError("nothing runs here, so there is no time to measure")
 
 
+def cache_folder() -> Path:
+    """Where Triton keeps what it compiled."""
+    return Path(triton.knobs.cache.dir)
+
+
 @contextmanager
 def compiling(arch: Arch) -> Iterator[list[Launch]]:
     """Within, Triton kernels launched on tensors of torch's meta device compile for `arch`. Yields the launches as they come."""

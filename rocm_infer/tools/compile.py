@@ -46,9 +46,11 @@ class Result:
 
 def compile_model(settings: EngineConfig, arch: str, output: Path | None, *, num_jobs: int = 1) -> Result:
     """Compile for one architecture, into Triton's cache or a bundle. Raises ConfigError for what cannot be served."""
+    from rocm_infer.triton_kernels._compile import cache_folder
+
     folder = None if output is None else output.resolve() / arch
     with _cache_in(folder):
-        before = {entry.name for entry in _cache_folder().glob("*/")}
+        before = {entry.name for entry in cache_folder().glob("*/")}
         if num_jobs > 1:
             _compile_shares(settings, arch, num_jobs)
         kernels, num_steps, served = _dry_run(settings, arch)
@@ -129,12 +131,6 @@ def _cache_in(folder: Path | None) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _cache_folder() -> Path:
-    from triton import knobs
-
-    return Path(knobs.cache.dir)
 
 
 def _made_for(settings: EngineConfig) -> dict[str, Any]:
