@@ -18,8 +18,9 @@ import json
 import multiprocessing
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,22 +148,19 @@ def cases(arch: str, chosen: Iterable[Variant]) -> list[Case]:
         case.names.append(f"{variant.op} {variant.name}")
         return True  # nothing is compiled
 
-    with compiling(archs.of(arch)), _hook(refuse):
+    with compiling(archs.of(arch)), compile_hook(refuse):
         for variant in chosen:
             launch(variant, archs.of(arch))
     return list(found.values())
 
 
-class _hook:
+@contextmanager
+def compile_hook(function: Callable[..., bool]) -> Iterator[None]:
     """Within, Triton asks `function` before it compiles, and does not if that returns True."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-
-    def __enter__(self) -> None:
-        triton.knobs.runtime.jit_cache_hook = self.function
-
-    def __exit__(self, *_error: object) -> None:
+    triton.knobs.runtime.jit_cache_hook = function
+    try:
+        yield
+    finally:
         triton.knobs.runtime.jit_cache_hook = None
 
 
@@ -180,7 +178,7 @@ def compile_case(case: Case) -> Compiled:
     """Figures of one kernel; from Triton's cache where it has been compiled before."""
     arch = archs.of(case.arch)
     try:
-        with compiling(arch) as launches, _hook(lambda *, fn, **_rest: fn.name.rsplit(".", 1)[-1] != case.kernel):
+        with compiling(arch) as launches, compile_hook(lambda *, fn, **_rest: fn.name.rsplit(".", 1)[-1] != case.kernel):
             launch(case.variant, arch)
             mine = next(found for found in launches if found.kernel == case.kernel)
             return Compiled(case, read(case.arch, mine), overflows(mine.files[".ttir"].read_text(), mine.arguments, mine.grid))

@@ -16,7 +16,6 @@ from bench.shapes import MODELS, TP_SIZES, variants
 from rocm_infer.ops._op import registry
 
 ROOT = Path(__file__).parents[2]
-CASES = Path(__file__).with_name("isa_cases.py")
 GOOD = {"scratch_bytes": 0, "vgpr_spills": 0, "sgpr_spills": 0, "lds_bytes": 1024, "occupancy": 2.0, "vgpr": 200,
         "matrix": {"mfma_f32_16x16x16_bf16": 8}}  # fmt: skip
 ASSEMBLY = """
@@ -150,8 +149,9 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, env=env, cwd=ROOT)
 
 
-def test_compiled_kernels_that_must_be_caught():
-    done = run("pytest", "--noconftest", "-p", "no:cacheprovider", "-x", str(CASES))
+@pytest.mark.parametrize("cases", ["isa_cases.py", "capture_cases.py"])
+def test_cases_that_need_the_compiler(cases):
+    done = run("pytest", "--noconftest", "-p", "no:cacheprovider", "-x", str(Path(__file__).with_name(cases)))
     assert done.returncode == 0, done.stdout[-6000:]
 
 
