@@ -146,15 +146,18 @@ def watched_inputs(emulated_device: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     """On an emulated device, a kernel that writes to an input of its op is an error."""
     if emulated_device is None:
         return
-    run = _op.Op._run
+    using = _op.Op.using
 
-    def watched(op: Any, backend: str, *args: Any, **kwargs: Any) -> Any:
-        values = op._bind(args, kwargs)
-        inputs = [values[spec.name] for spec in op.tensors if not spec.written]
-        with emulated_device.watch(read_only=[t for t in inputs if isinstance(t, torch.Tensor)]):
-            return run(op, backend, *args, **kwargs)
+    def watched(op: Any, backend: str) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            values = op._bind(args, kwargs)
+            inputs = [values[spec.name] for spec in op.tensors if not spec.written]
+            with emulated_device.watch(read_only=[t for t in inputs if isinstance(t, torch.Tensor)]):
+                return using(op, backend)(*args, **kwargs)
 
-    monkeypatch.setattr(_op.Op, "_run", watched)
+        return run
+
+    monkeypatch.setattr(_op.Op, "using", watched)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_models_run_without_it(caplog: pytest.LogCaptureFixture) -> None:
     model = load_model(EngineConfig(device="cpu"))
     assert model.head.columns == 0
     assert [record.levelname for record in caplog.records if "no C++ compiler" in record.message] == ["WARNING"]
+
+
+@pytest.mark.skipif(not COMPILERS, reason="no C++ compiler")
+@pytest.mark.parametrize("number", [6, 8])
+def test_a_kernel_refuses_a_wrong_number_of_arguments(number: int) -> None:
+    kernel = _library.Kernel("rms_norm", "ppp iii d")
+    with pytest.raises(struct.error, match=f"expected 7 items for packing \\(got {number}\\)"):
+        kernel(torch.float32, *(0,) * number)
 
 
 @pytest.mark.skipif(not COMPILERS, reason="no C++ compiler")

@@ -22,6 +22,4 @@ inline void moe_align(int32_t* sorted_slots, int32_t* block_experts, int32_t* nu
 
 }  // namespace cpu
 
-extern "C" {
-__attribute__((visibility("default"))) auto* moe_align_i32 = &cpu::moe_align;
-}
+EXPORT_AS(moe_align_i32, cpu::moe_align)

@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-Wno-psabi")
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32", torch.int32: "i32"}
-CTYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
+PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 
 
 class Called(Protocol):
@@ -39,23 +40,23 @@ class Called(Protocol):
 
 
 class Kernel:
-    """An op of the library. types: of its arguments in order, p a pointer, i an integer, d a float.
-
-    `kernel[dtype](...)` runs the instance for tensors of that type.
-    """
+    """An op of the library. types: of its arguments in order, p a pointer (0: none), i an integer, d a float."""
 
     def __init__(self, op: str, types: str) -> None:
         self.op = op
-        self.prototype = ctypes.CFUNCTYPE(None, *(CTYPES[letter] for letter in types.replace(" ", "")))
-        self.found: dict[torch.dtype, Callable[..., None]] = {}
+        self.pack = struct.Struct("=" + types.replace(" ", "").replace("p", "q").replace("i", "q")).pack
+        self.found: dict[torch.dtype, Callable[[bytes], None]] = {}
 
-    def __getitem__(self, dtype: torch.dtype) -> Callable[..., None]:
-        function = self.found.get(dtype)
-        if function is None:
-            address = ctypes.c_void_p.in_dll(library()[0], f"{self.op}_{SUFFIXES[dtype]}").value
-            assert address is not None  # every exported name is a pointer to an instance
-            function = self.found[dtype] = self.prototype(address)
-        return function
+    def __call__(self, dtype: torch.dtype, *arguments: float) -> None:
+        """Run the instance for tensors of a type."""
+        function = self.found.get(dtype) or self._find(dtype)
+        function(self.pack(*arguments))
+
+    def _find(self, dtype: torch.dtype) -> Callable[[bytes], None]:
+        address = ctypes.c_void_p.in_dll(library()[0], f"{self.op}_{SUFFIXES[dtype]}").value
+        assert address is not None  # every exported name is a pointer to an instance
+        self.found[dtype] = PROTOTYPE(address)
+        return self.found[dtype]
 
     def refuses(self, call: Called, *names: str) -> str | None:
         """Why the kernel cannot serve a call whose tensors `names` must be of one type the library has."""
@@ -67,6 +68,8 @@ class Kernel:
 
 def rows(x: torch.Tensor) -> torch.Tensor:
     """x, or a copy of it where its rows are not contiguous inside."""
+    if x.is_contiguous():
+        return x
     inner = 1
     for size, stride in zip(x.shape[:0:-1], x.stride()[:0:-1]):
         if stride != inner and size != 1:
@@ -75,8 +78,8 @@ def rows(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def pointer(x: torch.Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+def pointer(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 @functools.cache

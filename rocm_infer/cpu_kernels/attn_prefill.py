@@ -41,4 +41,4 @@ def launch(
     _, page_size, kv_heads, width = k_cache.shape
     heads = (q.shape[1], kv_heads, width, v_cache.shape[3])
     sizes = (q.shape[0], kv_len.shape[0], *heads, page_size, page_table.stride(0), q.stride(0))
-    _kernel[q.dtype](*pointers, *sizes, scale, causal, window, cap)
+    _kernel(q.dtype, *pointers, *sizes, scale, causal, window, cap)

@@ -26,4 +26,4 @@ def refuse_layout(call: Any) -> str | None:
 def launch(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, columns: int) -> None:
     x = rows(x)
     pointers = (y.data_ptr(), x.data_ptr(), weight.data_ptr(), pointer(bias))
-    _kernel[x.dtype](*pointers, x.shape[0], columns, x.shape[1], x.stride(0))
+    _kernel(x.dtype, *pointers, x.shape[0], columns, x.shape[1], x.stride(0))

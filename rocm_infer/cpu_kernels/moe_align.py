@@ -27,4 +27,4 @@ def launch(
 ) -> None:
     ids = ids.contiguous()
     pointers = (sorted_slots.data_ptr(), block_experts.data_ptr(), num_padded.data_ptr(), ids.data_ptr())
-    _kernel[ids.dtype](*pointers, ids.numel(), num_experts, block, block_experts.numel())
+    _kernel(ids.dtype, *pointers, ids.numel(), num_experts, block, block_experts.numel())

@@ -41,7 +41,7 @@ def launch(
         (0, 0, 0) if turned is None or table is None else (turned.shape[1], turned.stride(0), table.shape[1])
     )
     sizes = (tokens, kv_heads, width, v.shape[2], heads, angles, k.stride(0), v.stride(0), q_stride, interleaved)
-    _kernel[k.dtype](*pointers, *sizes)
+    _kernel(k.dtype, *pointers, *sizes)
     for given, used in ((k_cache, keys), (v_cache, values), (q, turned)):
         if given is not None and used is not None and used is not given:
             given.copy_(used)

@@ -34,7 +34,7 @@ def launch(
     table = None if table is None else table.contiguous()
     pointers = [pointer(x) for x in (c, k_pe, kept, slots, turned, positions, table)]
     heads, strides = (0, (0, 0)) if turned is None else (turned.shape[1], turned.stride()[:2])
-    _kernel[c.dtype](*pointers, *c.shape, k_pe.shape[1], heads, c.stride(0), k_pe.stride(0), *strides, interleaved)
+    _kernel(c.dtype, *pointers, *c.shape, k_pe.shape[1], heads, c.stride(0), k_pe.stride(0), *strides, interleaved)
     for given, used in ((cache, kept), (q_pe, turned)):
         if given is not None and used is not None and used is not given:
             given.copy_(used)

@@ -13,6 +13,10 @@ Signature grammar, one item per tensor argument in order, then `->` and the outp
 A backend is a module `rocm_infer.<folder>.<op>` with `launch(*outputs, *scratch, *inputs, **scalars)`, or with `run(...)`, which
 has the arguments and results of the reference. Optional are `supports(call) -> str | None` (the reason of a refusal) and
 `scratch(call) -> [(shape, dtype), ...]`.
+
+A decode step makes hundreds of calls, so a call costs one look-up: shapes, dtypes, devices and scalars are the key of a plan, made
+by all the checks when the key is new. `Op.using` writes the function that does this for the op's own arguments, as `dataclass`
+writes `__init__`: Python then binds them, and no list or dict of them is made.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
@@ -51,6 +55,40 @@ MAX_PLANS = 4096
 
 _TENSOR = re.compile(r"(\w+)([?!]*)\[([^\]]*)\](?::([\w| ]+?))?(?: if (.+))?$")
 _NAME = re.compile(r"[A-Za-z_]\w*")
+# A call of an op on one backend. Arguments that are missing or have no shape find no plan; making one says what is wrong.
+_FIND = """
+def make(plans, find, defaults):
+    def {name}({parameters}, **unknown):
+        try:
+            key = (archs.roles(), {key})
+        except AttributeError:
+            key = None
+        plan = plans.get(key)
+        if plan is None or unknown:
+            plan = find(key, dict({by_name}), unknown)
+        {do}
+    return {name}
+"""
+_RUN = """
+        if plan.launch is None:
+            return plan.body({arguments})
+        if plan.single is not None:
+            made = empty(*plan.single)
+            plan.launch(made, {arguments})
+            return made
+        made = [empty(*tensor) for tensor in plan.made]
+        plan.launch(*made, {arguments})
+        return plan.returned(made)
+"""
+
+
+class _Missing:
+    """Stands for an argument that a call does not give."""
+
+    shape = dtype = device = None
+
+
+_MISSING = _Missing()
 
 
 class Cost(NamedTuple):
@@ -81,20 +119,29 @@ class Call:
     scalars: Mapping[str, Any]
 
 
+_Wanted = tuple[tuple[int, ...], torch.dtype, torch.device]
+
+
 @dataclass(frozen=True)
 class _Plan:
+    """What a kind of call comes to. made: the outputs, then scratch; single: the output where that is all."""
+
     call: Call
     backend: str
     reason: str
     body: Callable[..., Any] | None
     launch: Callable[..., None] | None
-    outputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
-    scratch: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    made: tuple[_Wanted, ...]
+    num_outputs: int
+    single: _Wanted | None
+
+    def returned(self, made: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...] | None:
+        return made[0] if self.num_outputs == 1 else tuple(made[: self.num_outputs]) or None
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Allocates every output and scratch tensor of the GPU backends; tests replace it by one that poisons and fences."""
-    return torch.empty(shape, dtype=dtype, device=device)
+    """Allocates every output and scratch tensor of kernels; tests replace it by one that poisons and fences."""
+    return torch.empty(*shape, dtype=dtype, device=device)  # torch takes half a microsecond more for a tuple
 
 
 def _split(text: str) -> list[str]:
@@ -159,22 +206,23 @@ class Op(Generic[P, R]):
         self._scalar_names = tuple(name for name in parameters if name not in self._tensor_names)
         if self._names[: len(self.tensors)] != self._tensor_names:
             raise ValueError(f"{self.name}: signature lists {self._tensor_names}, the function takes {self._names}")
-        self._plans: dict[Any, _Plan] = {}
+        self._plans: dict[str, dict[Any, _Plan]] = {}
+        self._written: dict[tuple[str, str], Callable[..., Any]] = {}
         functools.update_wrapper(self, fn)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._run("auto", *args, **kwargs)
+        return self.using("auto")(*args, **kwargs)
 
     def using(self, backend: str) -> Callable[P, R]:
         """The op on one named backend; it raises with the reason where that backend cannot serve. "auto" dispatches.
 
         "cpu" stands for the CPU's own order: its kernels, and the reference where they do not serve.
         """
-        return functools.partial(self._run, backend)
+        return self._function(backend, _RUN)
 
     def plan(self, backend: str, *args: P.args, **kwargs: P.kwargs) -> tuple[Call, str, str]:
         """(checked call, backend, reason) of a call, without running it. Raises what the call would raise when planned."""
-        plan = self._plan(backend, self._bind(args, kwargs))
+        plan: _Plan = self._function(backend, "return plan")(*args, **kwargs)
         return plan.call, plan.backend, plan.reason
 
     def empty_outputs(self, call: Call) -> list[torch.Tensor]:
@@ -182,45 +230,55 @@ class Op(Generic[P, R]):
         wanted = [self._output(spec, call) for spec in self.outputs if self._wanted(spec, call)]
         return [torch.empty(shape, dtype=dtype, device=call.device) for shape, dtype in wanted]
 
-    def _run(self, backend: str, *args: P.args, **kwargs: P.kwargs) -> R:
-        values = self._bind(args, kwargs)
-        plan = self._plan(backend, values)
-        if plan.launch is None:
-            assert plan.body is not None
-            return cast(R, plan.body(*args, **kwargs))
-        device = plan.call.device
-        made = [empty(shape, dtype, device) for shape, dtype in plan.outputs]
-        scratch = [empty(shape, dtype, device) for shape, dtype in plan.scratch]
-        scalars = {name: values[name] for name in self._scalar_names}
-        plan.launch(*made, *scratch, *(values[name] for name in self._tensor_names), **scalars)
-        if not made:
-            return cast(R, None)
-        return cast(R, made[0] if len(made) == 1 else tuple(made))
+    def _function(self, backend: str, do: str) -> Callable[..., Any]:
+        """The function with the op's arguments that finds the plan of a call on a backend and then does `do`."""
+        found = self._written.get((backend, do))
+        if found is None:
+            plans = self._plans.setdefault(backend, {})
+            names: dict[str, Any] = {}
+            exec(self._source(do), globals(), names)
+            find = functools.partial(self._find, backend, plans)
+            found = self._written[backend, do] = names["make"](plans, find, self._defaults)
+        return found
+
+    def _source(self, do: str) -> str:
+        """`_FIND` and `do` with the op's arguments filled in."""
+        key = []
+        for spec in self.tensors:
+            described = f"{spec.name}.shape, {spec.name}.dtype, {spec.name}.device"
+            key.append(f"None if {spec.name} is None else ({described})" if spec.optional else described)
+        parameters = [f"{name}=defaults.get({name!r}, _MISSING)" for name in self._names]
+        if self._scalar_names:
+            parameters.insert(len(self.tensors), "*")
+        by_name = [f"{name}={name}" for name in self._names]
+        arguments = [*self._tensor_names, *by_name[len(self.tensors) :]]
+        fields = {
+            "name": self.name,
+            "parameters": ", ".join(parameters),
+            "key": ", ".join([*key, *self._scalar_names]),
+            "by_name": ", ".join(by_name),
+            "arguments": ", ".join(arguments),
+        }
+        return _FIND.format(do=do.strip().format(**fields), **fields)
+
+    def _find(self, backend: str, plans: dict[Any, _Plan], key: Any, values: dict[str, Any], unknown: dict[str, Any]) -> _Plan:
+        """The plan of a call for the first time, kept for the next one, or the error that says what is wrong with it."""
+        given = {name: value for name, value in values.items() if value is not _MISSING}
+        plan = self._make_plan(backend, self._bind((), {**given, **unknown}))
+        if len(plans) >= MAX_PLANS:
+            plans.clear()
+        plans[key] = plan
+        return plan
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         values = {**self._defaults, **dict(zip(self._names, args)), **kwargs}
-        if len(values) != len(self._names):
+        if values.keys() != set(self._names):
             unknown = sorted(set(kwargs) - set(self._names))
             missing = [name for name in self._names if name not in values]
             raise TypeError(
                 f"{self.name}: missing arguments {missing}, unknown arguments {unknown}; signature: {self.signature}"
             )
         return values
-
-    def _plan(self, backend: str, values: Mapping[str, Any]) -> _Plan:
-        tensors = [values[name] for name in self._tensor_names]
-        key = (
-            backend,
-            archs.roles(),
-            tuple([None if t is None else (t.shape, t.dtype, t.device) for t in tensors]),
-            tuple([values[name] for name in self._scalar_names]),
-        )
-        plan = self._plans.get(key)
-        if plan is None:
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.clear()
-            plan = self._plans[key] = self._make_plan(backend, values)
-        return plan
 
     def _make_plan(self, backend: str, values: Mapping[str, Any]) -> _Plan:
         call = self._check(values)
@@ -229,14 +287,17 @@ class Op(Generic[P, R]):
             raise ValueError(f"{self.name}: {refusal}; signature: {self.signature}")
         chosen, module, reason = self._choose(backend, call)
         scratch = getattr(module, "scratch", None)
+        outputs = [self._output(spec, call) for spec in self.outputs if self._wanted(spec, call)]
+        made = tuple((*tensor, call.device) for tensor in (*outputs, *(scratch(call) if scratch else ())))
         return _Plan(
             call=call,
             backend=chosen,
             reason=reason,
             body=self.fn if module is None else getattr(module, "run", None),
             launch=getattr(module, "launch", None),
-            outputs=tuple(self._output(spec, call) for spec in self.outputs if self._wanted(spec, call)),
-            scratch=tuple(scratch(call)) if scratch else (),
+            made=made,
+            num_outputs=len(outputs),
+            single=made[0] if len(made) == len(outputs) == 1 else None,
         )
 
     def _check(self, values: Mapping[str, Any]) -> Call:
