@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rocm_infer.ops.moe_align import moe_align
 from tests import strategies as data
 
-num_tokens = st.sampled_from([0, 1, 2, 7, 33, 130])
+num_tokens = st.sampled_from([0, 1, 2, 7, 16, 17, 33, 130])
 blocks = st.sampled_from([1, 2, 16, 64, 128])
 experts = st.sampled_from([1, 2, 8, 33])
 
@@ -27,6 +27,17 @@ def expected(ids: torch.Tensor, num_experts: int, block: int) -> tuple[list[int]
     return slots, owners
 
 
+def assert_right(got: tuple[torch.Tensor, ...], ids: torch.Tensor, num_experts: int, block: int) -> None:
+    """Exactly the slots and experts of `expected`, then blocks of nothing to the end of the outputs."""
+    slots, owners, num_padded = got
+    want_slots, want_owners = expected(ids, num_experts, block)
+    assert {t.dtype for t in got} == {torch.int32}
+    assert num_padded.tolist() == [len(want_slots)]
+    assert len(slots) == len(owners) * block
+    assert slots.tolist() == want_slots + [ids.numel()] * (len(slots) - len(want_slots))
+    assert owners.tolist() == want_owners + [-1] * (len(owners) - len(want_owners))
+
+
 @given(num_tokens, experts, st.sampled_from([1, 2, 8]), blocks, st.booleans(), st.booleans(), data.seeds)
 def test_slots_are_sorted_and_padded(backend, device, tokens, num_experts, top_k, block, skewed, foreign, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -36,23 +47,21 @@ def test_slots_are_sorted_and_padded(backend, device, tokens, num_experts, top_k
     if foreign:
         ids[torch.rand(ids.shape, generator=generator) < 0.3] = -1
         ids[torch.rand(ids.shape, generator=generator) < 0.1] = num_experts + 5
-    slots, owners, num_padded = moe_align.using(backend)(ids.int().to(device), num_experts=num_experts, block=block)
-    want_slots, want_owners = expected(ids, num_experts, block)
-    assert {t.dtype for t in (slots, owners, num_padded)} == {torch.int32}
-    assert num_padded.tolist() == [len(want_slots)]
-    assert len(slots) == len(owners) * block
-    want_slots += [tokens * top_k] * (len(slots) - len(want_slots))
-    want_owners += [-1] * (len(owners) - len(want_owners))
-    assert slots.tolist() == want_slots
-    assert owners.tolist() == want_owners
+    assert_right(moe_align.using(backend)(ids.int().to(device), num_experts=num_experts, block=block), ids, num_experts, block)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_prompt_of_many_slots(backend, device, share):
+    """More slots than any kernel counts at once, `share` of them of expert 3, and some of nobody in between."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(-1, 9, (1201, 8), generator=generator)
+    ids[torch.rand(ids.shape, generator=generator) < share] = 3
+    assert_right(moe_align.using(backend)(ids.int().to(device), num_experts=8, block=16), ids, 8, 16)
 
 
 def test_more_experts_than_slots(backend, device):
     ids = torch.randint(0, 65, (4, 9), generator=torch.Generator().manual_seed(1))
-    slots, owners, num_padded = moe_align.using(backend)(ids.int().to(device), num_experts=65, block=64)
-    want_slots, want_owners = expected(ids, 65, 64)
-    assert slots.tolist()[: num_padded.item()] == want_slots
-    assert owners.tolist()[: len(want_owners)] == want_owners
+    assert_right(moe_align.using(backend)(ids.int().to(device), num_experts=65, block=64), ids, 65, 64)
 
 
 def test_strided_ids(backend, device):
