@@ -9,7 +9,7 @@ namespace grid {
 // Orders like the number; 0 stays below every number but NaN.
 GRID_DEVICE u32 rank_order(float value) {
     u32 bits = bits_of<u32>(value + 0.0f);  // -0 becomes 0
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return bits ^ (static_cast<u32>(static_cast<int>(bits) >> 31) | 0x80000000u);
 }
 
 GRID_DEVICE float order_value(u32 order) { return bits_of<float>(order & 0x80000000u ? order & 0x7FFFFFFFu : ~order); }
