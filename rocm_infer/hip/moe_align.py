@@ -13,5 +13,6 @@ launch, supports = kernel("moe_align", outputs=3, tensors=5)
 
 
 def scratch(call: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Where the blocks of each expert start, of nobody's slots, and the end."""
-    return [((call.scalars["num_experts"] + 2,), torch.int32)]
+    """Slots of each expert, and of nobody, in each chunk: of 256 slots, or more, for every chunk reads the counts of all."""
+    num_chunks = max(1, min(32, -(-call.dims["T"] * call.dims["K"] // 256)))
+    return [((num_chunks, call.scalars["num_experts"] + 1), torch.int32)]
