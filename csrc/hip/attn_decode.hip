@@ -3,9 +3,12 @@
 
 using namespace grid;
 
-template <class T, int kMaxWidth>
+template <class T, int kMaxWidth, bool kCodes, bool kExact>
+using AttnShape = Shape<T, kMaxWidth, kMaxWidth, false, kCodes, 1, kExact && kKnowsWidths>;
+
+template <class T, int kMaxWidth, bool kCodes, bool kExact>
 GRID_KERNEL(256) void attn_decode_kernel(const DecodeParams p) {
-    decode_split<T, kMaxWidth, kMaxWidth, false>(p);
+    decode_split<AttnShape<T, kMaxWidth, kCodes, kExact>>(p);
 }
 
 template <class T>
@@ -13,7 +16,11 @@ GRID_KERNEL(256) void attn_decode_merge_kernel(const DecodeParams p) {
     merge_splits<T>(p);
 }
 
-static CacheView view_of(const Tensor& cache) { return {cache.data, cache.stride[0], cache.stride[1], cache.stride[2], static_cast<int>(cache.size[3])}; }
+template <class T, int kMaxWidth, bool kExact>
+int launch_splits(const Args& args, Blocks blocks, int threads, const DecodeParams& params, bool codes) {
+    auto kernel = codes ? attn_decode_kernel<T, kMaxWidth, true, kExact> : attn_decode_kernel<T, kMaxWidth, false, kExact>;
+    return launch(args, kernel, blocks, threads, params, tile_bytes<AttnShape<T, kMaxWidth, false, kExact>>());
+}
 
 // scalars: scale, window, cap, k_scale, v_scale
 GRID_OP(attn_decode, "o", "partial", "stats", "q", "k_cache", "v_cache", "page_table", "kv_len", "sinks") {
@@ -27,8 +34,8 @@ GRID_OP(attn_decode, "o", "partial", "stats", "q", "k_cache", "v_cache", "page_t
     params.q = q.data;
     params.q_batch_stride = q.stride[0];
     params.q_head_stride = q.stride[1];
-    params.k = view_of(k_cache);
-    params.v = view_of(v_cache);
+    params.k = view_of(k_cache, k_cache.stride[2]);
+    params.v = view_of(v_cache, v_cache.stride[2]);
     params.type = cache_type(k_cache, 1.0f);
     params.page_table = page_table.as<int>();
     params.table_stride = page_table.stride[0];
@@ -42,11 +49,13 @@ GRID_OP(attn_decode, "o", "partial", "stats", "q", "k_cache", "v_cache", "page_t
     params.num_tokens = 1;
     params.heads = static_cast<int>(num_heads / num_kv_heads);
     params.num_kv_heads = static_cast<int>(num_kv_heads);
-    params.scale = args.real(0) * (codes ? args.real(3) : 1.0f);
+    params.row_blocks = static_cast<int>(ceil_div(params.heads, kTileRows));
+    params.scale = args.real(0) * (codes ? args.real(3) : 1.0f) * kLog2E;
     params.window = static_cast<int>(args.integer(1));
     params.cap = args.real(2);
     params.out_scale = codes ? args.real(4) : 1.0f;
-    Blocks splits{num_kv_heads * ceil_div(params.heads, kRows), params.num_splits, q.size[0]};
+    params.wide = aligned(q, q.size[2], 16);
+    Blocks splits{num_kv_heads * params.row_blocks, params.num_splits, q.size[0]};
     int threads = args.max_threads < 256 ? 128 : 256;
     return by_float_type(args, q, [&](auto element) {
         using T = decltype(element);
@@ -54,9 +63,11 @@ GRID_OP(attn_decode, "o", "partial", "stats", "q", "k_cache", "v_cache", "page_t
             return fail(args, "q: expected bfloat16 or float16 on this chip, got float32");
         } else {
             bool narrow = params.k.width <= 128 && params.v.width <= 128;
-            auto kernel = narrow ? attn_decode_kernel<T, 128> : attn_decode_kernel<T, 256>;
-            if (int failed = launch(args, kernel, splits, threads, params, tile_bytes<T>(params, narrow ? 128 : 256))) return failed;
-            return launch(args, attn_decode_merge_kernel<T>, {num_heads, q.size[0]}, threads_for(args, params.v.width, 256), params);
+            auto launch_fitting = narrow ? launch_splits<T, 128, false> : launch_splits<T, 256, false>;
+            if constexpr (sizeof(T) == 2)  // the head size of most models
+                if (params.k.width == 128 && params.v.width == 128) launch_fitting = launch_splits<T, 128, true>;
+            if (int failed = launch_fitting(args, splits, threads, params, codes)) return failed;
+            return launch(args, attn_decode_merge_kernel<T>, {num_heads, q.size[0]}, threads_for(args, params.v.width / kMergeColumns, 256), params);
         }
     });
 }

@@ -10,14 +10,30 @@ constexpr int kWidest = sizeof(T) == 4 ? 288 : 576;
 template <class T>
 constexpr int kWidestLatent = sizeof(T) == 4 ? 256 : 512;
 
-template <class T, bool kExact>
+template <class T, bool kCodes, int kRowTiles, bool kExact>
+using MlaShape = Shape<T, kWidest<T>, kWidestLatent<T>, true, kCodes, kRowTiles, kExact && kKnowsWidths>;
+
+template <class T, bool kCodes, int kRowTiles, bool kExact>
 GRID_KERNEL(256) void mla_decode_kernel(const DecodeParams p) {
-    decode_split<T, kWidest<T>, kWidestLatent<T>, true, kExact && kKnowsWidths>(p);
+    decode_split<MlaShape<T, kCodes, kRowTiles, kExact>>(p);
 }
 
 template <class T>
 GRID_KERNEL(256) void mla_decode_merge_kernel(const DecodeParams p) {
     merge_splits<T>(p);
+}
+
+// kExact: the sizes of DeepSeek-V2, V3 and R1.
+template <class T, bool kExact>
+int launch_splits(const Args& args, int threads, DecodeParams params, i64 batch, bool codes) {
+    constexpr bool kSpecial = kExact && sizeof(T) == 2;
+    constexpr int kTiles = kSpecial ? kMostRowTiles : 1;
+    i64 rows = params.num_tokens * params.heads, lds_bytes = tile_bytes<MlaShape<T, false, 1, kSpecial>>();
+    bool two = kTiles == 2 && rows > kTileRows;
+    params.row_blocks = static_cast<int>(ceil_div(rows, two ? 2 * kTileRows : kTileRows));
+    auto kernel = codes ? mla_decode_kernel<T, true, 1, kSpecial> : mla_decode_kernel<T, false, 1, kSpecial>;
+    if (two) kernel = codes ? mla_decode_kernel<T, true, kTiles, kSpecial> : mla_decode_kernel<T, false, kTiles, kSpecial>;
+    return launch(args, kernel, {params.row_blocks, params.num_splits, batch}, threads, params, lds_bytes);
 }
 
 // scalars: scale, latent, interleaved, cap, kv_scale
@@ -36,7 +52,7 @@ GRID_OP(mla_decode, "o", "partial", "stats", "q", "kv_new", "cache", "page_table
     params.q_batch_stride = q.stride[0];
     params.q_token_stride = q.stride[1];
     params.q_head_stride = q.stride[2];
-    params.k = {cache.data, cache.stride[0], cache.stride[1], 0, static_cast<int>(width)};
+    params.k = view_of(cache, 0);
     params.v = params.k;
     params.v.width = static_cast<int>(latent);
     params.type = cache_type(cache, args.real(4));
@@ -51,7 +67,7 @@ GRID_OP(mla_decode, "o", "partial", "stats", "q", "kv_new", "cache", "page_table
     params.num_tokens = static_cast<int>(num_tokens);
     params.heads = static_cast<int>(num_heads);
     params.num_kv_heads = 1;
-    params.scale = args.real(0) * (codes ? args.real(4) : 1.0f);
+    params.scale = args.real(0) * (codes ? args.real(4) : 1.0f) * kLog2E;
     params.cap = args.real(3);
     params.out_scale = codes ? args.real(4) : 1.0f;
     params.cache = cache.data;
@@ -63,19 +79,17 @@ GRID_OP(mla_decode, "o", "partial", "stats", "q", "kv_new", "cache", "page_table
         params.new_token_stride = kv_new.stride[1];
         params.positions_stride = positions.stride[0];
     }
-    Blocks splits{ceil_div(num_tokens * num_heads, kRows), params.num_splits, q.size[0]};
+    params.wide = aligned(q, width, 16) && aligned(kv_new, width, 16) && params.rope.half % 8 == 0;
     int threads = args.max_threads < 256 ? 128 : 256;
     return by_float_type(args, q, [&](auto element) {
         using T = decltype(element);
         if constexpr (sizeof(T) == 4 && !kHasF32Tiles) {
             return fail(args, "q: expected bfloat16 or float16 on this chip, got float32");
         } else {
-            auto kernel = mla_decode_kernel<T, false>;
-            i64 lds_bytes = tile_bytes<T>(params, kWidestLatent<T>);
-            if constexpr (sizeof(T) == 2)  // the sizes of DeepSeek-V2, V3 and R1
-                if (width == kWidest<T> && latent == kWidestLatent<T> && !codes) kernel = mla_decode_kernel<T, true>;
-            if (int failed = launch(args, kernel, splits, threads, params, lds_bytes)) return failed;
-            return launch(args, mla_decode_merge_kernel<T>, {num_tokens * num_heads, q.size[0]}, threads_for(args, latent, 256), params);
+            int failed = width == 576 && latent == 512 ? launch_splits<T, true>(args, threads, params, q.size[0], codes)
+                                                       : launch_splits<T, false>(args, threads, params, q.size[0], codes);
+            if (failed) return failed;
+            return launch(args, mla_decode_merge_kernel<T>, {num_tokens * num_heads, q.size[0]}, threads_for(args, latent / kMergeColumns, 256), params);
         }
     });
 }

@@ -151,12 +151,34 @@ def test_real_sizes_and_many_splits(backend, device, heads, new, length):
     check(call(backend, device, case, cache, scale=0.1352338), case, cache, backend, scale=0.1352338)
 
 
+@pytest.mark.parametrize("fp8", [None, torch.float8_e4m3fn, torch.float8_e4m3fnuz])
 @pytest.mark.parametrize("new", [1, 3])
-def test_the_widths_of_deepseek_at_few_tokens(backend, device, new):
-    """512 + 64 has a kernel of its own, which the sanitizers should see too."""
-    case = make([33, 0, 2, 5], 4, 16, new, (512, 64), torch.bfloat16, new)
-    cache = case.cache.clone().to(device)
-    check(call(backend, device, case, cache, scale=0.1352338), case, cache, backend, scale=0.1352338)
+def test_the_widths_of_deepseek_at_few_tokens(backend, device, new, fp8):
+    """512 + 64 has kernels of its own, which the sanitizers should see too."""
+    case = make([33, 0, 2, 5], 4, 16, new, (512, 64), torch.bfloat16, new, fp8)
+    cache, scalars = case.cache.clone().to(device), {"scale": 0.1352338, "kv_scale": 0.5 if fp8 else 1.0}
+    check(call(backend, device, case, cache, **scalars), case, cache, backend, **scalars)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rows_that_do_not_start_at_16_bytes(backend, device, interleaved):
+    case = make([33, 2], 4, 4, 2, (64, 32), torch.bfloat16, 5)
+    cache, twin = case.cache.clone().to(device), case.cache.clone().to(device)
+    got = mla_decode.using(backend)(
+        data.strided(case.q, device=device),
+        data.strided(case.kv_new, device=device),
+        cache,
+        case.page_table.to(device),
+        case.kv_len.to(device),
+        case.positions.to(device),
+        case.table.to(device),
+        latent=64,
+        scale=0.1,
+        interleaved=interleaved,
+    ).cpu()
+    stored_rows(backend, device, case, twin, interleaved, 1.0)
+    assert torch.equal(paged.bits(cache), paged.bits(twin))
+    check(got, case, cache, backend, scale=0.1, interleaved=interleaved)
 
 
 @paged.few

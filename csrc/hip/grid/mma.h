@@ -171,6 +171,17 @@ inline void mma(Accumulator& c, const Fragment<T>& a, const Fragment<T>& b GRID_
 
 #endif
 
+// c times a factor for each row.
+GRID_DEVICE void multiply(Accumulator& c, const float (&factors)[kTileC]) {
+#if defined(__GFX9__)
+    Packed<float, kTileC> wide;
+    GRID_UNROLL for (int i = 0; i < kTileC; ++i) wide[i] = factors[i];
+    unpack(c, packed(c) * wide);
+#else
+    GRID_UNROLL for (int i = 0; i < kTileC; ++i) c.v[i] *= factors[i];
+#endif
+}
+
 // A from rows in memory: at(row, k) is the address of an element; those of 16 bytes along k are neighbours.
 template <class T, class At>
 GRID_DEVICE Fragment<T> load_a(At at) {

@@ -171,6 +171,32 @@ GRID_DEVICE float decode(fp8 code, bool fnuz) {
     return fp8_value(code.bits, fnuz);
 }
 
+// x as a T that holds it exactly.
+template <class T>
+GRID_DEVICE T exactly(float x) {
+    return from_float<T>(x);
+}
+template <>
+GRID_DEVICE bf16 exactly<bf16>(float x) {
+    return {static_cast<u16>(bits_of<u32>(x) >> 16)};
+}
+
+// The four codes of a word. kNative: they are of the dialect that the chip converts.
+template <class T, bool kNative>
+GRID_DEVICE Vec<T, 4> decode_word(u32 word, bool fnuz) {
+    float values[4];
+#if defined(__AMDGCN__) && (defined(__gfx942__) || defined(__gfx950__) || defined(__gfx1200__) || defined(__gfx1201__))
+    if constexpr (kNative) {
+        auto low = __builtin_amdgcn_cvt_pk_f32_fp8(word, false), high = __builtin_amdgcn_cvt_pk_f32_fp8(word, true);
+        values[0] = low[0], values[1] = low[1], values[2] = high[0], values[3] = high[1];
+    } else
+#endif
+        GRID_UNROLL for (int i = 0; i < 4; ++i) values[i] = fp8_value(static_cast<u8>(word >> 8 * i), fnuz);
+    Vec<T, 4> out;
+    GRID_UNROLL for (int i = 0; i < 4; ++i) out.v[i] = exactly<T>(values[i]);
+    return out;
+}
+
 // An element of a tensor whose type is only known at run time, where speed does not hang on it.
 GRID_DEVICE float load_as_float(const void* data, int type, i64 index) {
     if (type == kF32) return static_cast<const float*>(data)[index];

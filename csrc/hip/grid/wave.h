@@ -22,6 +22,15 @@ GRID_DEVICE T lanes_reduce(T value, int width, Combine combine GRID_SITE_AFTER) 
     return value;
 }
 
+// Over 16 neighbouring lanes; every lane receives the result.
+template <class T, class Combine>
+GRID_DEVICE T ring_reduce(T value, Combine combine GRID_SITE_AFTER) {
+    value = combine(value, shfl_ring<8>(value GRID_PASS_SITE));
+    value = combine(value, shfl_ring<4>(value GRID_PASS_SITE));
+    value = combine(value, shfl_ring<2>(value GRID_PASS_SITE));
+    return combine(value, shfl_ring<1>(value GRID_PASS_SITE));
+}
+
 template <class T>
 GRID_DEVICE T wave_sum(T value GRID_SITE_AFTER) {
     return lanes_reduce(value, kWave, [](T a, T b) { return a + b; } GRID_PASS_SITE);

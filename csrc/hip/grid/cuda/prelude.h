@@ -40,6 +40,11 @@ GRID_DEVICE T shfl(T value, int source) {
     return value;
 }
 
+template <int kSteps, class T>
+GRID_DEVICE T shfl_ring(T value) {
+    return shfl(value, (lane() & ~15) | ((lane() - kSteps) & 15));
+}
+
 GRID_DEVICE unsigned long long ballot(bool predicate) { return __ballot_sync(~0u, predicate); }
 
 template <class T>
@@ -70,8 +75,10 @@ GRID_DEVICE void wait_for(const unsigned long long* flag, unsigned long long lea
 }
 
 GRID_DEVICE float exp(float x) { return expf(x); }
+GRID_DEVICE float exp2(float x) { return exp2f(x); }
 GRID_DEVICE float log(float x) { return logf(x); }
 GRID_DEVICE float rsqrt(float x) { return rsqrtf(x); }
+GRID_DEVICE float fmax(float a, float b) { return fmaxf(a, b); }
 GRID_DEVICE float fma(float a, float b, float c) { return fmaf(a, b, c); }
 GRID_DEVICE int popcount(unsigned long long bits) { return __popcll(bits); }
 

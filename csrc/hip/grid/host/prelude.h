@@ -56,6 +56,7 @@ void pause(Site site);
 void* shared(const void* tag, unsigned long bytes);
 void* dynamic_shared();
 float exp(float);
+float exp2(float);
 float log(float);
 float sqrt(float);
 
@@ -91,6 +92,11 @@ inline T shfl(T value, int source GRID_SITE_AFTER) {
     Shuffle<T> operand{value, source, {}};
     host::collective(&Shuffle<T>::run, &operand, "shfl", site);
     return operand.result;
+}
+
+template <int kSteps, class T>
+inline T shfl_ring(T value GRID_SITE_AFTER) {
+    return shfl(value, (lane() & ~15) | ((lane() - kSteps) & 15) GRID_PASS_SITE);
 }
 
 struct Ballot {
@@ -140,8 +146,10 @@ inline void wait_for(const unsigned long long* flag, unsigned long long least GR
 }
 
 inline float exp(float x) { return host::exp(x); }
+inline float exp2(float x) { return host::exp2(x); }
 inline float log(float x) { return host::log(x); }
 inline float rsqrt(float x) { return 1.0f / host::sqrt(x); }
+inline float fmax(float a, float b) { return a < b || a != a ? b : a; }
 inline float fma(float a, float b, float c) { return a * b + c; }
 inline int popcount(unsigned long long bits) { return __builtin_popcountll(bits); }
 

@@ -615,6 +615,7 @@ void* shared(const void* tag, unsigned long bytes) {
 void* dynamic_shared() { return device.running->block->dynamic; }
 
 float exp(float x) { return std::exp(x); }
+float exp2(float x) { return std::exp2(x); }
 float log(float x) { return std::log(x); }
 float sqrt(float x) { return std::sqrt(x); }
 
