@@ -139,13 +139,37 @@ def load_angles(table_ptr, position, table_stride, HALF: tl.constexpr, BLOCK_HAL
 
 
 @triton.jit
-def pair_columns(HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """Columns that turn together: neighbours, or the same place in the two halves."""
-    i = tl.arange(0, BLOCK_HALF)
+def load_pairs(rows_ptr, column_stride, is_row, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Both columns of the pairs that turn together [ROWS, BLOCK_HALF]: neighbours, or the same place in the two halves.
+
+    rows_ptr, is_row: [ROWS, 1].
+    """
     if INTERLEAVED:
-        return 2 * i, 2 * i + 1
+        # Read as they lie and split in registers: either column alone is every other element, and takes two bytes at a time.
+        columns = tl.arange(0, 2 * BLOCK_HALF)[None, :]
+        both = tl.load(rows_ptr + columns * column_stride, mask=is_row & (columns < 2 * HALF), other=0.0)
+        return tl.split(tl.reshape(both, (both.shape[0], BLOCK_HALF, 2)))
     else:
-        return i, i + HALF
+        columns = tl.arange(0, BLOCK_HALF)[None, :]
+        inside = is_row & (columns < HALF)
+        first = tl.load(rows_ptr + columns * column_stride, mask=inside, other=0.0)
+        return first, tl.load(rows_ptr + (columns + HALF) * column_stride, mask=inside, other=0.0)
+
+
+@triton.jit
+def store_pairs(
+    rows_ptr, first, second, column_stride, is_row, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, INTERLEAVED: tl.constexpr
+):
+    """Write what `load_pairs` reads, in the type that first and second have."""
+    if INTERLEAVED:
+        columns = tl.arange(0, 2 * BLOCK_HALF)[None, :]
+        both = tl.reshape(tl.join(first, second), (first.shape[0], 2 * BLOCK_HALF))
+        tl.store(rows_ptr + columns * column_stride, both, mask=is_row & (columns < 2 * HALF))
+    else:
+        columns = tl.arange(0, BLOCK_HALF)[None, :]
+        inside = is_row & (columns < HALF)
+        tl.store(rows_ptr + columns * column_stride, first, mask=inside)
+        tl.store(rows_ptr + (columns + HALF) * column_stride, second, mask=inside)
 
 
 @triton.jit

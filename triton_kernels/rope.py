@@ -11,23 +11,29 @@ import triton.language as tl
 
 from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
-from rocm_infer.triton_kernels._paged import load_angles, pair_columns, rope_constants, turn
+from rocm_infer.triton_kernels._paged import load_angles, load_pairs, rope_constants, store_pairs, turn
 from rocm_infer.triton_kernels.common import options
 
 
 @triton.jit
 def rotate_heads(
-    row_ptr, heads, num_heads, head_stride, column_stride, cos, sin, columns, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr
+    row_ptr,
+    heads,
+    num_heads,
+    head_stride,
+    column_stride,
+    cos,
+    sin,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
 ):
     """Turn the pairs of some heads of one token where they lie."""
-    first, second = columns
-    inside = (heads < num_heads)[:, None] & (tl.arange(0, BLOCK_HALF) < HALF)[None, :]
-    head_ptr = row_ptr + heads.to(tl.int64)[:, None] * head_stride
-    a_ptr, b_ptr = head_ptr + first[None, :] * column_stride, head_ptr + second[None, :] * column_stride
-    a, b = tl.load(a_ptr, mask=inside, other=0.0), tl.load(b_ptr, mask=inside, other=0.0)
+    is_head = (heads < num_heads)[:, None]
+    heads_ptr = row_ptr + heads.to(tl.int64)[:, None] * head_stride
+    a, b = load_pairs(heads_ptr, column_stride, is_head, HALF, BLOCK_HALF, INTERLEAVED)
     new_a, new_b = turn(a, b, cos[None, :], sin[None, :])
-    tl.store(a_ptr, new_a.to(a.dtype), mask=inside)
-    tl.store(b_ptr, new_b.to(b.dtype), mask=inside)
+    store_pairs(heads_ptr, new_a.to(a.dtype), new_b.to(b.dtype), column_stride, is_head, HALF, BLOCK_HALF, INTERLEAVED)
 
 
 @triton.jit
@@ -58,15 +64,14 @@ def rope_kernel(
     q_parts = tl.cdiv(H, HEADS)
     position = tl.load(positions_ptr + token * positions_stride)
     cos, sin = load_angles(table_ptr, position, table_stride, HALF, BLOCK_HALF)
-    columns = pair_columns(HALF, BLOCK_HALF, INTERLEAVED)
     if part < q_parts:
         heads = part * HEADS + tl.arange(0, HEADS)
         row_ptr = q_ptr + token * q_stride
-        rotate_heads(row_ptr, heads, H, q_head_stride, q_column_stride, cos, sin, columns, HALF, BLOCK_HALF)
+        rotate_heads(row_ptr, heads, H, q_head_stride, q_column_stride, cos, sin, HALF, BLOCK_HALF, INTERLEAVED)
     else:
         heads = (part - q_parts) * HEADS + tl.arange(0, HEADS)
         row_ptr = k_ptr + token * k_stride
-        rotate_heads(row_ptr, heads, G, k_head_stride, k_column_stride, cos, sin, columns, HALF, BLOCK_HALF)
+        rotate_heads(row_ptr, heads, G, k_head_stride, k_column_stride, cos, sin, HALF, BLOCK_HALF, INTERLEAVED)
 
 
 def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from rocm_infer.triton_kernels._paged import (
     check_rows,
     fp8_bias,
     load_angles,
-    pair_columns,
+    load_pairs,
     rope_constants,
+    store_pairs,
     to_cache,
     turn,
 )
@@ -79,13 +80,10 @@ def store_kv_kernel(
             target_ptr = k_cache_ptr + page * k_cache_page_stride + offset * k_cache_token_stride + heads * k_cache_head_stride
             if HALF:
                 cos, sin = load_angles(table_ptr, tl.load(positions_ptr + token), table_stride, HALF, BLOCK_HALF)
-                first, second = pair_columns(HALF, BLOCK_HALF, INTERLEAVED)
-                turns = (heads < G) & (tl.arange(0, BLOCK_HALF) < HALF)[None, :]
-                a = tl.load(source_ptr + first[None, :], mask=turns, other=0.0)
-                b = tl.load(source_ptr + second[None, :], mask=turns, other=0.0)
+                a, b = load_pairs(source_ptr, 1, heads < G, HALF, BLOCK_HALF, INTERLEAVED)
                 a, b = turn(a, b, cos[None, :], sin[None, :])
-                tl.store(target_ptr + first[None, :], to_cache(a, k_scale, FP8_BIAS), mask=turns)
-                tl.store(target_ptr + second[None, :], to_cache(b, k_scale, FP8_BIAS), mask=turns)
+                a, b = to_cache(a, k_scale, FP8_BIAS), to_cache(b, k_scale, FP8_BIAS)
+                store_pairs(target_ptr, a, b, 1, heads < G, HALF, BLOCK_HALF, INTERLEAVED)
             if 2 * HALF < D:
                 columns = tl.arange(0, BLOCK_D)[None, :]
                 rest = (heads < G) & (columns >= 2 * HALF) & (columns < D)
@@ -102,21 +100,17 @@ def store_kv_kernel(
         heads = (part - 2 * num_kv_tiles) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
         heads = heads.to(tl.int64)[:, None]
         cos, sin = load_angles(table_ptr, tl.load(positions_ptr + token), table_stride, HALF, BLOCK_HALF)
-        first, second = pair_columns(HALF, BLOCK_HALF, INTERLEAVED)
-        turns = (heads < H) & (tl.arange(0, BLOCK_HALF) < HALF)[None, :]
-        row_ptr = q_ptr + token * q_token_stride + heads * q_head_stride
-        a = tl.load(row_ptr + first[None, :], mask=turns, other=0.0)
-        b = tl.load(row_ptr + second[None, :], mask=turns, other=0.0)
+        rows_ptr = q_ptr + token * q_token_stride + heads * q_head_stride
+        a, b = load_pairs(rows_ptr, 1, heads < H, HALF, BLOCK_HALF, INTERLEAVED)
         a, b = turn(a, b, cos[None, :], sin[None, :])
-        tl.store(row_ptr + first[None, :], a, mask=turns)
-        tl.store(row_ptr + second[None, :], b, mask=turns)
+        store_pairs(rows_ptr, a, b, 1, heads < H, HALF, BLOCK_HALF, INTERLEAVED)
 
 
 def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
-    """A tile of about 1024 elements: 16 bytes for each lane of two waves of 64; small enough to spread a few tokens widely."""
+    """A tile of about 1024 elements, one wave: 16 bytes per lane and half; small enough to spread a few tokens widely."""
     width = triton.next_power_of_2(max(dims["D"], dims["Dv"]))
     heads = triton.next_power_of_2(max(dims["G"], dims["H"]))
-    return {"BLOCK_HEADS": max(1, min(heads, 1024 // width)), **options(arch, num_warps=2)}
+    return {"BLOCK_HEADS": max(1, min(heads, 1024 // width)), **options(arch, num_warps=1)}
 
 
 def launch(

@@ -16,8 +16,9 @@ from rocm_infer.triton_kernels._paged import (
     check_rows,
     fp8_bias,
     load_angles,
-    pair_columns,
+    load_pairs,
     rope_constants,
+    store_pairs,
     to_cache,
     turn,
 )
@@ -69,13 +70,11 @@ def store_mla_kernel(
             key_ptr = k_pe_ptr + token * k_pe_token_stride
             if HALF:
                 cos, sin = load_angles(table_ptr, tl.load(positions_ptr + token), table_stride, HALF, BLOCK_HALF)
-                first, second = pair_columns(HALF, BLOCK_HALF, INTERLEAVED)
-                turns = tl.arange(0, BLOCK_HALF) < HALF
-                a = tl.load(key_ptr + first, mask=turns, other=0.0)
-                b = tl.load(key_ptr + second, mask=turns, other=0.0)
-                a, b = turn(a, b, cos, sin)
-                tl.store(row_ptr + L + first, to_cache(a, kv_scale, FP8_BIAS), mask=turns)
-                tl.store(row_ptr + L + second, to_cache(b, kv_scale, FP8_BIAS), mask=turns)
+                one = tl.arange(0, 1)[:, None]
+                a, b = load_pairs(key_ptr + one, 1, one == 0, HALF, BLOCK_HALF, INTERLEAVED)
+                a, b = turn(a, b, cos[None, :], sin[None, :])
+                a, b = to_cache(a, kv_scale, FP8_BIAS), to_cache(b, kv_scale, FP8_BIAS)
+                store_pairs(row_ptr + L + one, a, b, 1, one == 0, HALF, BLOCK_HALF, INTERLEAVED)
             else:
                 columns = tl.arange(0, BLOCK_R)
                 key = tl.load(key_ptr + columns, mask=columns < R, other=0.0)
@@ -83,20 +82,16 @@ def store_mla_kernel(
     elif HALF:
         heads = ((part - 1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)).to(tl.int64)[:, None]
         cos, sin = load_angles(table_ptr, tl.load(positions_ptr + token), table_stride, HALF, BLOCK_HALF)
-        first, second = pair_columns(HALF, BLOCK_HALF, INTERLEAVED)
-        turns = (heads < H) & (tl.arange(0, BLOCK_HALF) < HALF)[None, :]
         heads_ptr = q_pe_ptr + token * q_pe_token_stride + heads * q_pe_head_stride
-        a = tl.load(heads_ptr + first[None, :], mask=turns, other=0.0)
-        b = tl.load(heads_ptr + second[None, :], mask=turns, other=0.0)
+        a, b = load_pairs(heads_ptr, 1, heads < H, HALF, BLOCK_HALF, INTERLEAVED)
         a, b = turn(a, b, cos[None, :], sin[None, :])
-        tl.store(heads_ptr + first[None, :], a, mask=turns)
-        tl.store(heads_ptr + second[None, :], b, mask=turns)
+        store_pairs(heads_ptr, a, b, 1, heads < H, HALF, BLOCK_HALF, INTERLEAVED)
 
 
 def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
-    """A row of 512 + 64, or 16 heads of 64, is about one 16-byte load for each lane of two waves of 64."""
+    """One wave: a row of 512 is 16 bytes per lane, 16 heads of 64 twice that; 16 bytes per lane also where halves turn."""
     heads = triton.next_power_of_2(max(dims["H"], 1))
-    return {"BLOCK_HEADS": max(1, min(heads, 1024 // triton.next_power_of_2(dims["R"]))), **options(arch, num_warps=2)}
+    return {"BLOCK_HEADS": max(1, min(heads, 1024 // triton.next_power_of_2(dims["R"]))), **options(arch, num_warps=1)}
 
 
 def launch(
