@@ -151,6 +151,23 @@ def _dpp(control: str, row_mask: int, bank_mask: int, bound: bool) -> tuple[list
     return _dpp_sources(control), write, bound
 
 
+def _swizzle(text: str) -> int:
+    """The offset of ds_swizzle_b32, which LLVM prints by name: a choice within four lanes, or masks over the lane's number."""
+    mode, _, argument = text.removeprefix("swizzle(").removesuffix(")").partition(",")
+    if mode == "BITMASK_PERM":
+        masks = [{"0": (0, 0, 0), "1": (0, 1, 0), "p": (1, 0, 0), "i": (1, 0, 1)}[bit] for bit in argument.strip('"')]
+        keep, put, flip = (sum(mask[kind] << 4 - i for i, mask in enumerate(masks)) for kind in range(3))
+        return keep | put << 5 | flip << 10
+    numbers = [int(number) for number in argument.split(",")]
+    if mode == "QUAD_PERM":
+        return 0x8000 | sum(lane << 2 * i for i, lane in enumerate(numbers))
+    if mode == "BROADCAST":
+        return 32 - numbers[0] | numbers[1] << 5
+    if mode in ("SWAP", "REVERSE"):
+        return 31 | (numbers[0] - (mode == "REVERSE")) << 10
+    raise DecodeError(f"swizzle {text!r}")
+
+
 def _modifiers(tokens: list[str], mnemonic: str) -> dict[str, Any]:
     out: dict[str, Any] = {}
     control, masks, bound = None, {"row_mask": 15, "bank_mask": 15}, False
@@ -168,7 +185,7 @@ def _modifiers(tokens: list[str], mnemonic: str) -> dict[str, Any]:
         elif key in ("mul", "div") and match:
             out["omod"] = float(value) if key == "mul" else 1 / float(value)
         elif key in _INTEGERS and match:
-            out[key] = int(value, 0)
+            out[key] = _swizzle(value) if value.startswith("swizzle(") else int(value, 0)
         elif key in _LISTS and match:
             out[key] = [int(x) for x in value.strip("[]").split(",")]
         elif key in ("src0_sel", "src1_sel", "dst_sel") and value in _SELECTS:

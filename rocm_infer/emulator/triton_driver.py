@@ -52,7 +52,7 @@ class EmulatedLauncher:
         self.types = tuple(src.signature.values())
         self.threads = metadata.num_warps * loader.WAVE_SIZE
         self.lds = metadata.shared
-        if metadata.global_scratch_size or metadata.profile_scratch_size:
+        if any(getattr(metadata, name, 0) for name in ("global_scratch_size", "profile_scratch_size")):  # Triton 3.4 has none
             raise loader.LoadError(f"{metadata.name}: Triton's global scratch memory is not emulated")
 
     def __call__(self, x: int, y: int, z: int, stream: int, function: Any, kernel_metadata: Any, launch_metadata: Any,

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from rocm_infer.emulator.decoder import LITERAL, OFF, SCALAR, VECTOR, decode, parse_line
-from tests.emulator.assemble import compile_hip
+from tests.emulator.assemble import assemble, compile_hip
 from tests.emulator.test_hip import _KERNELS
 
 
@@ -69,6 +69,16 @@ def test_dpp_controls():
         0,
         1,
     ]
+
+
+SWIZZLES = ("SWAP,16", "REVERSE,8", "BROADCAST,8,5", 'BITMASK_PERM, "01pi0"', "QUAD_PERM,2,3,0,1")
+
+
+@pytest.mark.parametrize("mode", SWIZZLES)
+def test_swizzles_are_the_assemblers(mode):
+    text = f"ds_swizzle_b32 v1, v2 offset:swizzle({mode})"
+    offset = parse_line(text).modifiers["offset"]
+    assert assemble("gfx942", {"k": text})[0] == assemble("gfx942", {"k": f"ds_swizzle_b32 v1, v2 offset:{offset}"})[0]
 
 
 def test_labels_and_preload():
