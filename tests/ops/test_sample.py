@@ -13,7 +13,8 @@ from tests import strategies as data
 from tests.close import EPS32, assert_close
 from tests.ops import paged
 
-vocabularies = st.sampled_from([1, 2, 31, 32, 33, 257, 1000, 1025, 3001])
+vocabularies = st.sampled_from([1, 2, 31, 32, 33, 257, 1000, 1025, 3001, 4096, 4097])
+SPLITS = 9001  # tokens: kernels that split the vocabulary get several splits, the last one ragged
 temperatures = st.sampled_from([0.0, 0.1, 0.7, 1.0, 2.0])
 top_ks = st.sampled_from([0, 1, 2, 5, 50, 100000])
 top_ps = st.sampled_from([1e-6, 0.1, 0.5, 0.9, 0.999, 1.0])
@@ -60,12 +61,15 @@ def kept_weights(
     return kept, doubtful
 
 
-def check_draw(token: int, share: float, kept: dict[int, float]) -> None:
-    """`token` holds `share` of the cumulated weights in order of ids, or shares the border next to it."""
-    assert token in kept
+def is_drawn(token: int, share: float, kept: dict[int, float]) -> bool:
+    """Whether `token` holds `share` of the cumulated weights in order of ids, or shares the border next to it."""
     total = sum(kept.values())
     before = sum(weight for v, weight in kept.items() if v < token) / total
-    assert before - BORDER <= share <= before + kept[token] / total + BORDER, (before, share, kept[token] / total)
+    return token in kept and before - BORDER <= share <= before + kept[token] / total + BORDER
+
+
+def check_draw(token: int, share: float, kept: dict[int, float]) -> None:
+    assert is_drawn(token, share, kept), (token, share, kept.get(token))
 
 
 @given(vocabularies, rows_of_parameters, data.seeds, st.sampled_from([1.0, 4.0]), data.float_types)
@@ -99,6 +103,88 @@ def test_equal_logits_are_taken_by_lowest_id(backend, device, temperature, top_k
         kept, doubtful = kept_weights(logits[row], temperature, top_k, top_p, 0.0)
         if not doubtful:
             check_draw(token, share, kept)
+
+
+def few_values(seed: int, num_likely: int = 300) -> torch.Tensor:
+    """A row of SPLITS logits whose mass lies in `num_likely` tokens of three values, scattered over all splits."""
+    draw = torch.Generator().manual_seed(seed)
+    row = data.normal((SPLITS,), seed) - 40
+    row[torch.randperm(SPLITS, generator=draw)[:num_likely]] = torch.randint(0, 3, (num_likely,), generator=draw).float()
+    return row
+
+
+def check_row(backend, device, row: torch.Tensor, temperature: float, top_k: int, top_p: float, num_draws: int = 5) -> None:
+    """Draws from all over one row, whose tokens may be so light that one lies within the rounding of top_p: it may stay or go, no
+    other."""
+    counters = torch.arange(1000)
+    order = uniform(torch.zeros_like(counters), counters).argsort()
+    spread = counters[order][torch.linspace(40, 990, num_draws).long()]
+    params = plain(num_draws, temperature=temperature, top_k=top_k, top_p=top_p, seeds=0) | {"counters": spread}
+    ids, _ = call(backend, device, row.expand(num_draws, -1).contiguous(), params)
+    choices = [kept_weights(row, temperature, top_k, top_p * (1 + near), 0.0)[0] for near in (-1e-6, 1e-6)]
+    for token, share in zip(ids.tolist(), uniform(params["seeds"], params["counters"]).tolist()):
+        assert any(is_drawn(token, share, kept) for kept in choices), (token, share)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(150, 1.0), (150, 0.9), (301, 1.0), (0, 0.02), (0, 0.9)])
+def test_ties_at_the_thresholds_lie_in_several_splits(backend, device, top_k, top_p):
+    """A tie too many or too few, or one of the wrong split, moves the shares of all that follow."""
+    row = few_values(top_k)
+    check_row(backend, device, row, 1.0, top_k, top_p)
+    assert call(backend, device, row[None], plain(1, temperature=0.0))[0] == int((row == row.max()).nonzero()[0])
+
+
+def test_top_p_is_reached_exactly(backend, device):
+    row = torch.full((SPLITS,), -200.0)
+    row[[40, 4500, 4700, 8800]] = 1.0
+    ids, _ = call(backend, device, row.expand(6, -1).contiguous(), plain(6, top_p=0.5))
+    assert set(ids.tolist()) == {40, 4500}
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "heights"),
+    [(0, 0.9, (3.0, 0.0, 1.5)), (50, 1.0, (3.0, 0.0, 1.5)), (50, 0.5, (0.0, 1.5, 3.0)), (3000, 1.0, (20.0, 0.0, 19.0))],
+)
+def test_splits_of_unlike_height(backend, device, top_k, top_p, heights):
+    """What is deep in its own split may be kept, and the best of a split may be far below."""
+    row = torch.tensor(heights).repeat_interleave(4096)[:SPLITS] + data.normal((SPLITS,), 1, scale=0.01)
+    highest = heights.index(max(heights)) * 4096
+    row[highest + 1 : highest + 500] = row[highest + 501 : highest + 4096] = -40.0
+    check_row(backend, device, row, 1.0, top_k, top_p)
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "spread"), [(0, 0.5, 0.0), (0, 0.95, 0.3), (4000, 0.9, 1e-3)])
+def test_nearly_equal_logits(backend, device, top_k, top_p, spread):
+    """No token can be ruled out before the thresholds are known."""
+    check_row(backend, device, data.normal((SPLITS,), 2, torch.float32, spread), 2.0, top_k, top_p, 3)
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_a_few_allowed_tokens_in_distant_splits(backend, device, top_k):
+    rows, allowed = 5, [3, 4095, 4096, 9000]
+    logits = torch.full((rows, SPLITS), -math.inf)
+    logits[:, allowed] = torch.tensor([0.5, 1.0, 1.0, 0.0])
+    params = plain(rows, top_k=top_k, top_p=0.95)
+    ids, logprob = call(backend, device, logits, params, num_logprobs=0)
+    kept, doubtful = kept_weights(logits[0], 1.0, top_k, 0.95, 0.0)
+    assert not doubtful
+    for token, share in zip(ids.tolist(), uniform(params["seeds"], params["counters"]).tolist()):
+        check_draw(token, share, kept)
+    want = logits[0].double().log_softmax(0)[ids]
+    assert_close(logprob, want, noise=8 * EPS32, backend=backend)
+
+
+def test_the_smallest_and_the_largest_temperatures(backend, device):
+    """Differences over the temperature overflow, or vanish; forbidden tokens stay forbidden."""
+    logits = data.normal((6, SPLITS), 3)
+    logits[:, ::3] = -math.inf
+    params = plain(
+        6, temperature=[1e-30, 1e-38, 1e-42, 1e30, 1e38, 1e38], top_k=[0, 40, 0, 0, 40, 0], top_p=[1, 1, 0.9, 1, 1, 0.9]
+    )
+    ids, _ = call(backend, device, logits, params)
+    assert torch.equal(ids[:3], logits[:3].argmax(-1))
+    assert (logits[torch.arange(6), ids] > -math.inf).all()
+    assert ids[4] in logits[4].topk(40).indices
 
 
 def test_a_real_vocabulary(backend, device):
@@ -189,6 +275,19 @@ def test_log_probabilities_are_of_the_raw_logits(backend, device, vocab, num, se
         assert_close(found[3], want.gather(1, found[2]), noise=noise, backend=backend)
 
 
+@pytest.mark.parametrize(("num", "num_likely"), [(1, 2), (20, 12), (20, 300)])
+def test_the_likeliest_lie_in_any_split(backend, device, num, num_likely):
+    """Ties span splits, and one split may hold many of the places."""
+    logits = torch.stack([few_values(1, num_likely), torch.zeros(SPLITS), few_values(2, num_likely)])
+    logits[2, :5000] = -math.inf
+    logits[2, 4094:4100] = 1.0
+    found = call(backend, device, logits, plain(3, temperature=0.0), num_logprobs=num)
+    ranked = [sorted(range(SPLITS), key=lambda v: (-row[v], v))[:num] for row in logits.tolist()]
+    assert found[2].tolist() == ranked
+    want = logits.double().log_softmax(-1).gather(1, found[2])
+    assert_close(found[3], want, noise=4 * EPS32 * (logits[logits > -math.inf].abs().max() + 14), backend=backend)
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_broken_row_gives_minus_one_and_spoils_no_other(backend, device, poison):
     logits = data.normal((4, 300), 5)
@@ -222,14 +321,15 @@ def test_the_likeliest_token_stays_whatever_the_parameters(backend, device):
 
 
 @paged.few
-@given(data.seeds)
-def test_a_row_is_a_function_of_its_own_arguments(backend, device, seed):
-    logits = data.normal((4, 500), seed)
+@given(st.sampled_from([500, SPLITS]), data.seeds)
+def test_a_row_is_a_function_of_its_own_arguments(backend, device, vocab, seed):
+    logits = data.normal((4, vocab), seed)
     params = plain(4, temperature=[0.0, 1.0, 0.8, 1.2], top_k=[0, 0, 20, 0], top_p=[1, 1, 1, 0.9], seeds=seed)
-    together = call(backend, device, logits, params)[0]
+    together = call(backend, device, logits, params, num_logprobs=3)
     for row in range(4):
         alone = {name: x[row : row + 1] for name, x in params.items()}
-        assert call(backend, device, logits[row : row + 1], alone)[0] == together[row]
+        found = call(backend, device, logits[row : row + 1], alone, num_logprobs=3)
+        assert all(torch.equal(mine[0], theirs[row]) for mine, theirs in zip(found, together))
 
 
 def test_strided_rows(backend, device):
