@@ -13,7 +13,7 @@ from tests.hip.conftest import built
 
 # The sizes of real models and the 4 GB of address space are for the plain build: what they add is not memory errors.
 SMALL = "hip and not w32 and not 2_to_31 and not real_vocabulary and not real_sizes and not wrong_arguments"
-USE_LDS = ("rms_norm", "add_rms_norm", "silu_mul", "quant_fp8", "moe_align", "sample", "attn_decode", "mla_decode")
+USE_LDS = ("rms_norm", "add_rms_norm", "silu_mul", "quant_fp8", "moe_align", "moe_route", "sample", "attn_decode", "mla_decode")
 
 
 def op_tests(folder: Path, bind_folder: Path, ops: tuple[str, ...] | list[str]) -> tuple[list[str], dict[str, str]]:
