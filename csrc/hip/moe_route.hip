@@ -176,6 +176,6 @@ GRID_OP(moe_route, "weights", "ids", "logits", "bias") {
     if (lanes <= kWave) return start<8, kWave>(args, params, per_group);
     per_group = next_power_of_two(ceil_div(size, 32));
     if (groups * per_group <= kWave) return start<32, kWave>(args, params, per_group);
-    return fail(args, "logits: expected experts that fill at most %d lanes on this chip, each group lanes of its own with 32 experts each; got %lld groups of %lld", kWave,
+    return fail(args, "logits: expected at most %d experts on this chip, groups and their number counted as powers of two; got %lld groups of %lld", 32 * kWave,
                 num_groups, size);
 }
