@@ -171,7 +171,7 @@ def test_sizes_that_do_not_fit_the_tiles_are_refused_before_the_launch(library):
 
 
 def test_too_many_experts_are_refused(library):
-    with pytest.raises(ValueError, match="moe_route: logits: expected at most 2048 experts on this chip, .* got 1 groups of 3000"):
+    with pytest.raises(ValueError, match=r"moe_route: logits: expected at most 2048 experts .* got 1 groups of 3000"):
         moe_route.using("hip")(rows(1, 3000), top_k=2, renormalise=False)
     with pytest.raises(ValueError, match="moe_route: score: expected softmax or sigmoid, got 'relu'"):
         moe_route.using("hip")(rows(1, 8), top_k=2, renormalise=False, score="relu")
