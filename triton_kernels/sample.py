@@ -261,7 +261,7 @@ def weigh_kernel(
 def ordered(x):
     """fp32 -> uint32 in the same order."""
     bits = x.to(tl.uint32, bitcast=True)
-    return tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000)
+    return tl.where(bits >> 31 != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
