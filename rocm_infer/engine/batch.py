@@ -48,6 +48,7 @@ class BatchBuilder:
         self.page_size = page_size
         self.device = device
         self.page_table = np.zeros((max_running, -(-max_len // page_size)), dtype=np.int32)
+        self.decodes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # query_start and logits_index of so many decodes alone
 
     def build(self, step: Step) -> Batch:
         """The tensors of a step; lists of ints become arrays once, everything else is arithmetic on those."""
@@ -55,29 +56,43 @@ class BatchBuilder:
         for request in requests:
             if request.num_tabled != len(request.pages):
                 self._update_row(request)
-        num_decodes = len(step.decodes)
-        counts = np.ones(len(requests), dtype=np.int32)
-        counts[num_decodes:] = [chunk.num_tokens for chunk in step.chunks]
-        starts = np.array([request.num_computed for request in requests], dtype=np.int64)
-        rows = np.array([request.row for request in requests], dtype=np.int64)
-        query_start = np.zeros(len(requests) + 1, dtype=np.int32)
-        np.cumsum(counts, out=query_start[1:])
-        positions = np.arange(query_start[-1], dtype=np.int64) + np.repeat(starts - query_start[:-1], counts)
-        pages = self.page_table[np.repeat(rows, counts), positions // self.page_size]
-        kv_len = (starts + counts).astype(np.int32)
-        sampled = [True] * num_decodes + [chunk.samples for chunk in step.chunks]
+        computed = [request.num_computed for request in requests]
+        starts, rows = np.array([computed, [request.row for request in requests]], dtype=np.int64)
+        if step.chunks:
+            counts, query_start, logits_index = self._queries(step)
+            positions = np.arange(query_start[-1], dtype=np.int64) + np.repeat(starts - query_start[:-1], counts)
+            owners, kv_len = np.repeat(rows, counts), starts + counts
+            longest = int(kv_len.max())
+            queries = self._tensor(query_start), self._tensor(logits_index)
+        else:
+            positions, owners, kv_len, longest = starts, rows, starts + 1, max(computed) + 1
+            queries = self.decodes.get(len(requests)) or self._decodes(len(requests))
+        pages, offsets = np.divmod(positions, self.page_size)
         return Batch(
             token_ids=self._tensor(np.array(self._token_ids(step), dtype=np.int64)),
             positions=self._tensor(positions),
-            slots=self._tensor(pages * np.int64(self.page_size) + positions % self.page_size),
-            num_decodes=num_decodes,
-            query_start=self._tensor(query_start),
-            kv_len=self._tensor(kv_len),
-            page_table=self._tensor(self.page_table[rows, : -(-int(kv_len.max()) // self.page_size)]),
-            logits_index=self._tensor((query_start[1:] - 1).astype(np.int64)[sampled]),
+            slots=self._tensor(self.page_table[owners, pages] * np.int64(self.page_size) + offsets),
+            num_decodes=len(step.decodes),
+            query_start=queries[0],
+            kv_len=self._tensor(kv_len.astype(np.int32)),
+            page_table=self._tensor(self.page_table[rows, : -(-longest // self.page_size)]),
+            logits_index=queries[1],
             requests=step.sampled(),
             scored=self._scored(step),
         )
+
+    def _queries(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens of each sequence [B], where they start [B+1], the rows that get a next token [n])."""
+        counts = np.array([1] * len(step.decodes) + [chunk.num_tokens for chunk in step.chunks], dtype=np.int32)
+        starts = np.zeros(len(counts) + 1, dtype=np.int32)
+        np.cumsum(counts, out=starts[1:])
+        sampled = [True] * len(step.decodes) + [chunk.samples for chunk in step.chunks]
+        return counts, starts, (starts[1:] - 1).astype(np.int64)[sampled]
+
+    def _decodes(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        made = self._tensor(np.arange(count + 1, dtype=np.int32)), self._tensor(np.arange(count, dtype=np.int64))
+        self.decodes[count] = made
+        return made
 
     def _update_row(self, request: Request) -> None:
         known = request.num_tabled
@@ -101,4 +116,5 @@ class BatchBuilder:
         return scored
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        made = torch.from_numpy(array)
+        return made if self.device.type == "cpu" else made.to(self.device, non_blocking=True)

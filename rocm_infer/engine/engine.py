@@ -169,6 +169,7 @@ class Engine:
         self.steps_by_tokens[bisect_left(STEP_TOKENS, num_tokens)] += 1
         self.scheduler.counters["step_tokens"] += num_tokens
 
+    @torch.inference_mode()
     def run(self, step: Step) -> Sampled:
         """The forward pass of a step and the tokens it gives, without any bookkeeping; for `step`, and to repeat a step."""
         batch = self.builder.build(step)
@@ -178,8 +179,7 @@ class Engine:
             self._score(hidden, scored)
         if not batch.requests:
             return Sampled([], None)
-        logits = self.runner.logits(hidden[batch.logits_index])
-        return self.sampler.sample(logits, batch.requests, masks)
+        return self.sampler.sample(self.runner.next_logits(batch, hidden), batch.requests, masks)
 
     def flush(self) -> int:
         """Drop cached prefixes that no running request uses; returns the number of pages freed."""

@@ -39,19 +39,18 @@ class Runner:
         self.model = model
         self.cache = model.make_cache(num_pages, page_size, cache_dtype)
 
-    @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
         """Hidden states of all rows, [T, C]."""
         return self.model.forward(batch, self.cache)
 
-    @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, C] -> [n, V] f32."""
         return self.model.logits(hidden)
 
-    def run(self, batch: Batch) -> torch.Tensor:
-        """Logits of the rows that get a next token, [n, V] f32."""
-        return self.logits(self.forward(batch)[batch.logits_index])
+    def next_logits(self, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of the rows that get a next token, [n, V] f32, from the hidden states of all rows."""
+        rows = batch.logits_index
+        return self.logits(hidden if rows.shape == hidden.shape[:1] else hidden[rows])
 
     def check(self) -> None:
         """Raises when the device no longer works: after a memory fault on a GPU every later call fails."""

@@ -52,7 +52,6 @@ class Sampler:
         self.num_steps_valid = 0
         self.tables = _PenaltyTables(vocab_size, device)
 
-    @torch.inference_mode()
     def sample(self, logits: torch.Tensor, requests: list[Request], masks: Masks | None = None) -> Sampled:
         """One token per row of logits [n, V] f32, which belong to `requests`; `masks` for those that have a grammar."""
         if self.num_steps_valid == 0 or requests != self.requests:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from rocm_infer.config import ModelConfig
 from rocm_infer.models.builder import Builder
@@ -55,6 +54,7 @@ class Decoder:
         self.embedding = embedding
         self.layers = layers
         self.norm = norm
+        self.next_norms = [*(layer.input_norm for layer in layers[1:]), norm]
         self.head = head
         self.device = device
         self.dtype = dtype
@@ -71,10 +71,9 @@ class Decoder:
         """Hidden states [T, C] after the last norm. Writes the new tokens' K/V into `cache`."""
         step = Step.of(batch)
         eps = self.config.rms_eps
-        residual = F.embedding(batch.token_ids, self.embedding)
+        residual = self.embedding.index_select(0, batch.token_ids)
         x: torch.Tensor = self.ops.rms_norm(residual, self.layers[0].input_norm, eps=eps)
-        following = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
-        for layer, layer_cache, next_norm in zip(self.layers, cache, following):
+        for layer, layer_cache, next_norm in zip(self.layers, cache, self.next_norms):
             x = layer.attention(x, step, layer_cache)
             x = self.ops.add_rms_norm(x, residual, layer.post_norm, eps=eps)
             x = layer.mlp(x)

@@ -141,74 +141,52 @@ class LatentAttention:
         self.num_heads = num_heads
         self.scale = scale
         self.interleaved = interleaved
+        self.rank = mla.q_lora_rank or num_heads * (mla.nope_dim + mla.rope_dim)
 
     def __call__(self, x: torch.Tensor, step: Step, cache: torch.Tensor) -> torch.Tensor:
-        q, c, k_pe = self._project(x)
-        count = step.num_decodes
-        parts = []
-        if step.decodes is not None:
-            positions = step.positions[:count]
-            parts.append(self._decode(q[:count], c[:count], k_pe[:count], positions, step.decodes, cache))
-        if step.prefills is not None:
-            new = slice(count, None)
-            parts.append(self._prefill(q[new], c[new], k_pe[new], step.positions[new], step.slots[new], step.prefills, cache))
-        return self.weights.out(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return self.weights.out(step.attend(self._decode, self._prefill, cache, *self._project(x)))
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q [T, H, nope + R], c [T, L] normalised, k_pe [T, R]; nothing rotated yet."""
         mla, weights = self.mla, self.weights
-        rank = mla.q_lora_rank or self.num_heads * (mla.nope_dim + mla.rope_dim)
-        q, c, k_pe = torch.split(weights.down(x), [rank, mla.kv_lora_rank, mla.rope_dim], -1)
+        q, c, k_pe = weights.down(x).split_with_sizes((self.rank, mla.kv_lora_rank, mla.rope_dim), -1)
         if weights.q_up is not None and weights.q_norm is not None:
-            q = weights.q_up(self.ops.rms_norm(q.contiguous(), weights.q_norm, eps=LORA_NORM_EPS))
-        c = self.ops.rms_norm(c.contiguous(), weights.kv_norm, eps=LORA_NORM_EPS)
+            q = weights.q_up(self.ops.rms_norm(q, weights.q_norm, eps=LORA_NORM_EPS))
+        c = self.ops.rms_norm(c, weights.kv_norm, eps=LORA_NORM_EPS)
         return q.view(len(x), self.num_heads, -1), c, k_pe
 
     def _decode(
-        self,
-        q: torch.Tensor,
-        c: torch.Tensor,
-        k_pe: torch.Tensor,
-        positions: torch.Tensor,
-        sequences: Sequences,
-        cache: torch.Tensor,
+        self, cache: torch.Tensor, new: Sequences, q: torch.Tensor, c: torch.Tensor, k_pe: torch.Tensor
     ) -> torch.Tensor:
         """One token per sequence, absorbed: [B, H * v]."""
-        q_nope, q_pe = torch.split(q, [self.mla.nope_dim, self.mla.rope_dim], -1)
+        q_nope, q_pe = q.split_with_sizes((self.mla.nope_dim, self.mla.rope_dim), -1)
         found = self.ops.mla_decode(
-            torch.cat([self.weights.key_up(q_nope), q_pe], -1)[:, None],
-            torch.cat([c, k_pe], -1)[:, None],
+            torch.cat([self.weights.key_up(q_nope), q_pe], -1).unsqueeze(1),
+            torch.cat([c, k_pe], -1).unsqueeze(1),
             cache,
-            sequences.page_table,
-            sequences.kv_len,
-            positions[:, None],
+            new.page_table,
+            new.kv_len,
+            new.positions_column,
             self.table,
             scale=self.scale,
             latent=self.mla.kv_lora_rank,
             interleaved=self.interleaved,
         )
-        return self.weights.value_up(found[:, 0]).flatten(1)
+        return self.weights.value_up(found.squeeze(1)).flatten(1)
 
     def _prefill(
-        self,
-        q: torch.Tensor,
-        c: torch.Tensor,
-        k_pe: torch.Tensor,
-        positions: torch.Tensor,
-        slots: torch.Tensor,
-        sequences: Sequences,
-        cache: torch.Tensor,
+        self, cache: torch.Tensor, new: Sequences, q: torch.Tensor, c: torch.Tensor, k_pe: torch.Tensor
     ) -> torch.Tensor:
         """Prompt chunks, expanded: keys and values of every head, cached prefix included, as pages of their own. [T, H * v]."""
         q_pe = q[..., self.mla.nope_dim :]
-        self.ops.store_mla(c, k_pe, cache, slots, q_pe, positions, self.table, interleaved=self.interleaved)
-        pages, table = used_pages(sequences, cache.shape[1])
+        self.ops.store_mla(c, k_pe, cache, new.slots, q_pe, new.positions, self.table, interleaved=self.interleaved)
+        pages, table = used_pages(new, cache.shape[1])
         rows = cache.index_select(0, pages).to(q.dtype)
         latent, rotated = torch.split(rows, [self.mla.kv_lora_rank, self.mla.rope_dim], -1)
         both = self.weights.kv_up(latent.flatten(0, 1))
         k_nope, v = torch.split(both.view(*rows.shape[:2], self.num_heads, -1), [self.mla.nope_dim, self.mla.v_dim], -1)
         k = torch.cat([k_nope, rotated[:, :, None].expand(-1, -1, self.num_heads, -1)], -1)
-        found: torch.Tensor = self.ops.attn_prefill(q, k, v, table, sequences.query_start, sequences.kv_len, scale=self.scale)
+        found: torch.Tensor = self.ops.attn_prefill(q, k, v, table, new.query_start, new.kv_len, scale=self.scale)
         return found.flatten(1)
 
     def make_cache(self, num_pages: int, page_size: int, dtype: torch.dtype) -> torch.Tensor:

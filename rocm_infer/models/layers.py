@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,28 +38,53 @@ class Batch(Protocol):
 class Sequences:
     """The sequences of one kind, decoding or in prefill, as attention wants them."""
 
+    positions: torch.Tensor  # [T] i64
+    positions_column: torch.Tensor  # [T, 1] i64
+    slots: torch.Tensor  # [T] i64
     page_table: torch.Tensor  # [B, W] i32
     kv_len: torch.Tensor  # [B] i32
     query_start: torch.Tensor  # [B + 1] i32, from 0
 
+    def part(self, place: slice, query_start: torch.Tensor) -> Sequences:
+        """Those of some sequences, where tokens and sequences are counted alike."""
+        cut = (x[place] for x in (self.positions, self.positions_column, self.slots, self.page_table, self.kv_len))
+        positions, column, slots, page_table, kv_len = cut
+        return Sequences(positions, column, slots, page_table, kv_len, query_start)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A batch cut into its decodes and its prompt chunks, once for all layers."""
+    """A batch cut into its decodes, which come first, and its prompt chunks, once for all layers."""
 
-    positions: torch.Tensor  # [T] i64
-    slots: torch.Tensor  # [T] i64
+    every: Sequences
     num_decodes: int
     decodes: Sequences | None
     prefills: Sequences | None
 
     @classmethod
     def of(cls, batch: Batch) -> Step:
+        starts, column = batch.query_start, batch.positions.unsqueeze(1)
+        every = Sequences(batch.positions, column, batch.slots, batch.page_table, batch.kv_len, starts)
         count, total = batch.num_decodes, batch.kv_len.shape[0]
-        starts = batch.query_start
-        decodes = Sequences(batch.page_table[:count], batch.kv_len[:count], starts[: count + 1]) if count else None
-        prefills = Sequences(batch.page_table[count:], batch.kv_len[count:], starts[count:] - count) if total > count else None
-        return cls(batch.positions, batch.slots, count, decodes, prefills)
+        if count == total:
+            return cls(every, count, every, None)
+        if count == 0:
+            return cls(every, 0, None, every)
+        decodes = every.part(slice(count), starts[: count + 1])
+        prefills = every.part(slice(count, None), starts[count:] - count)
+        return cls(every, count, decodes, prefills)
+
+    def attend(
+        self, decode: Callable[..., torch.Tensor], prefill: Callable[..., torch.Tensor], cache: Cache, *rows: torch.Tensor
+    ) -> torch.Tensor:
+        """decode(cache, sequences, *rows) of the decodes and prefill(...) of the prompt chunks, each with its part of the rows."""
+        if self.prefills is None:
+            return decode(cache, self.decodes, *rows)
+        if self.decodes is None:
+            return prefill(cache, self.prefills, *rows)
+        count = self.num_decodes
+        first = decode(cache, self.decodes, *(x[:count] for x in rows))
+        return torch.cat([first, prefill(cache, self.prefills, *(x[count:] for x in rows))])
 
 
 class Linear:
@@ -160,16 +186,12 @@ class Moe:
             renormalise=config.renormalise,
             scale=config.scale,
         )
-        block = block_rows(ids.numel(), config.num_experts)
-        plan = self.ops.moe_align(ids, num_experts=config.num_experts, block=block)
-        inner = self._gemm(
-            x, self.experts.gate_up, self.experts.gate_up_scale, plan, None, ids.numel(), config.top_k, silu=True
-        )
-        outer = self._gemm(
-            inner, self.experts.down, self.experts.down_scale, plan, weights.view(-1), ids.numel(), 1, silu=False
-        )
+        num_slots, experts = ids.numel(), self.experts
+        plan = self.ops.moe_align(ids, num_experts=config.num_experts, block=block_rows(num_slots, config.num_experts))
+        inner = self._gemm(x, experts.gate_up, experts.gate_up_scale, plan, None, num_slots, config.top_k, True)
+        outer = self._gemm(inner, experts.down, experts.down_scale, plan, weights.view(-1), num_slots, 1, False)
         addend = None if self.shared is None else self.shared(x)
-        total: torch.Tensor = self.ops.moe_sum(outer.view(x.shape[0], config.top_k, -1), addend)
+        total: torch.Tensor = self.ops.moe_sum(outer.view(len(x), config.top_k, -1), addend)
         return total
 
     def _gemm(
@@ -181,13 +203,13 @@ class Moe:
         slot_weights: torch.Tensor | None,
         num_slots: int,
         slots_per_row: int,
-        *,
         silu: bool,
     ) -> torch.Tensor:
-        slots = {"num_slots": num_slots, "slots_per_row": slots_per_row, "silu": silu}
         if self.experts.columns is not None:
             columns = self.experts.columns[0 if silu else 1]
-            packed: torch.Tensor = self.ops.moe_gemm_packed(x, weight, *plan, slot_weights, columns=columns, **slots)
+            packed: torch.Tensor = self.ops.moe_gemm_packed(
+                x, weight, *plan, slot_weights, columns=columns, num_slots=num_slots, slots_per_row=slots_per_row, silu=silu
+            )
             return packed
         dtype, x_scale = x.dtype, None
         if scale is not None:
@@ -200,7 +222,9 @@ class Moe:
             x_scale,
             scale,
             out_dtype=dtype,
-            **slots,
+            num_slots=num_slots,
+            slots_per_row=slots_per_row,
+            silu=silu,
         )
         return y
 
@@ -239,31 +263,27 @@ class Attention:
         self.qk_norm = qk_norm
 
     def __call__(self, x: torch.Tensor, step: Step, cache: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        q, k, v = (part.view(len(x), -1, self.head_dim) for part in torch.split(self.qkv(x), self.sizes, -1))
+        q, k, v = (part.view(len(x), -1, self.head_dim) for part in self.qkv(x).split_with_sizes(self.sizes, -1))
         if self.qk_norm is not None:
             q_weight, k_weight, eps = self.qk_norm
             q, k = self._norm(q, q_weight, eps), self._norm(k, k_weight, eps)
-        self.ops.store_kv(k, v, *cache, step.slots, q, step.positions, self.table, interleaved=self.interleaved)
-        return self.out(self._attend(q, step, cache).flatten(1))
+        new = step.every
+        self.ops.store_kv(k, v, *cache, new.slots, q, new.positions, self.table, interleaved=self.interleaved)
+        return self.out(step.attend(self._decode, self._prefill, cache, q).flatten(1))
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         y: torch.Tensor = self.ops.rms_norm(x.reshape(-1, self.head_dim), weight, eps=eps)
         return y.view(x.shape)
 
-    def _attend(self, q: torch.Tensor, step: Step, cache: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        parts = []
-        count = step.num_decodes
-        if (part := step.decodes) is not None:
-            parts.append(
-                self.ops.attn_decode(q[:count], *cache, part.page_table, part.kv_len, scale=self.scale, window=self.window)
-            )
-        if (part := step.prefills) is not None:
-            parts.append(
-                self.ops.attn_prefill(
-                    q[count:], *cache, part.page_table, part.query_start, part.kv_len, scale=self.scale, window=self.window
-                )
-            )
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _decode(self, cache: tuple[torch.Tensor, torch.Tensor], new: Sequences, q: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.ops.attn_decode(q, *cache, new.page_table, new.kv_len, scale=self.scale, window=self.window)
+        return found
+
+    def _prefill(self, cache: tuple[torch.Tensor, torch.Tensor], new: Sequences, q: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.ops.attn_prefill(
+            q, *cache, new.page_table, new.query_start, new.kv_len, scale=self.scale, window=self.window
+        )
+        return found
 
     def make_cache(self, num_pages: int, page_size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (num_pages, page_size, self.sizes[1] // self.head_dim, self.head_dim)
