@@ -67,8 +67,6 @@ struct DecodeParams {
     Rope rope;
 };
 
-constexpr float kLog2E = 1.4426950408889634f;
-
 inline int num_splits_of(const Tensor& page_table, i64 page_size) { return static_cast<int>(ceil_div(page_table.size[1] * page_size, kSplit)); }
 
 // What a kernel is compiled for. kShared: values are the keys' first columns. kCodes: the cache is fp8. kRowTiles: tiles of queries
@@ -183,13 +181,6 @@ GRID_DEVICE void load_rotated(float (&values)[N], const DecodeParams& p, const T
 
 GRID_DEVICE const float* cosines_of(const DecodeParams& p, int batch, int token) {
     return p.rope.table ? p.rope.table + p.rope.positions[batch * p.positions_stride + token] * p.rope.table_stride : nullptr;
-}
-
-template <class T, int N>
-GRID_DEVICE Vec<T, N> rounded(const float (&values)[N]) {
-    Vec<T, N> out;
-    GRID_UNROLL for (int i = 0; i < N; ++i) out.v[i] = from_float<T>(values[i]);
-    return out;
 }
 
 // The block's queries into LDS, rotated, zeros where there are none.

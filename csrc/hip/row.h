@@ -17,6 +17,7 @@ struct RowOut {
     float* scale;    // [T, ceil(width / group)], or null
     i64 y_stride, scale_stride;
     int group;
+    int lanes, lanes_log2;  // neighbouring lanes that share a scale, where a power of two do
     bool fnuz;
     Groups groups;
 };
@@ -31,11 +32,14 @@ inline Groups groups_for(int group, int width, int vector) {
 inline RowOut row_out(const Tensor& y, const Tensor& scale, i64 group, i64 width, int vector) {
     i64 clipped = group < width ? group : (width > 0 ? width : 1);
     if (group == 0) clipped = 0;
+    int lanes = static_cast<int>(clipped) / vector;
     return {y.data,
             scale.as<float>(),
             y.stride[0],
             scale ? scale.stride[0] : 0,
             static_cast<int>(clipped),
+            lanes,
+            lanes > 0 ? __builtin_ctz(lanes) : 0,
             y.type == kFp8Fnuz,
             groups_for(static_cast<int>(clipped), static_cast<int>(width), vector)};
 }
@@ -65,62 +69,99 @@ GRID_DEVICE float scale_of(u32 bits, bool fnuz) {
     return (amax < kSmallestAmax ? kSmallestAmax : amax) / largest_fp8(fnuz);
 }
 
+// x / scale is beyond the largest by the rounding of the product at most. Where the group has NaN or Inf, NaN passes the limit.
+GRID_DEVICE float scaled(float x, float scale, bool fnuz) {
+    bool finite = (bits_of<u32>(scale) & 0x7F800000u) != 0x7F800000u;
+    return within(x * reciprocal(scale), finite ? largest_fp8(fnuz) : __builtin_nanf(""));
+}
+
 template <int N>
-GRID_DEVICE void store_codes(const RowOut& out, i64 row, int column, const float (&values)[N], float scale) {
-    float scaled[N];
-    GRID_UNROLL for (int i = 0; i < N; ++i) scaled[i] = values[i] / scale;
-    store(static_cast<fp8*>(out.y) + row * out.y_stride + column, encode(scaled, out.fnuz));
+GRID_DEVICE void store_codes(fp8* y, const float (&values)[N], float scale, bool fnuz) {
+    float kept[N];
+    GRID_UNROLL for (int i = 0; i < N; ++i) kept[i] = scaled(values[i], scale, fnuz);
+    store(y, encode_within(kept, fnuz));
+}
+
+// Rows that stay in the type of the input.
+template <class T, int N, class Values>
+GRID_DEVICE void write_rounded(T* y, int first, int last, Values values) {
+    for (int vec = first + thread_x(); vec < last; vec += num_threads()) {
+        float v[N];
+        values(v, vec, true);
+        store(y + vec * N, rounded<T, N>(v));
+    }
+}
+
+// Groups that neighbouring lanes hold.
+template <int N, class Values>
+GRID_DEVICE void write_lane_groups(const RowOut& out, fp8* y, float* scales, int first, int last, Values values) {
+    auto most = [](u32 a, u32 b) { return larger(a, b); };
+    for (int base = first; base < last; base += num_threads()) {
+        int vec = base + thread_x();
+        bool active = vec < last;
+        float v[N] = {};
+        if (active) values(v, vec, true);
+        u32 bits = largest_bits(v);
+        bits = out.lanes == 16 ? ring_reduce(bits, most) : lanes_reduce(bits, out.lanes, most);
+        if (!active) continue;
+        float scale = scale_of(bits, out.fnuz);
+        store_codes(y + vec * N, v, scale, out.fnuz);
+        if (vec % (1 << out.lanes_log2) == 0) scales[vec >> out.lanes_log2] = scale;
+    }
+}
+
+// One group, the whole row.
+template <int N, class Values>
+GRID_DEVICE void write_row_group(const RowOut& out, fp8* y, float* scales, int first, int last, u32 (&parts)[kMaxWaves], Values values) {
+    float v[N];
+    u32 bits = 0;
+    for (int vec = first + thread_x(); vec < last; vec += num_threads()) {
+        values(v, vec, false);
+        bits = larger(bits, largest_bits(v));
+    }
+    float scale = scale_of(block_max(bits, parts), out.fnuz);
+    for (int vec = first + thread_x(); vec < last; vec += num_threads()) {
+        values(v, vec, true);
+        store_codes(y + vec * N, v, scale, out.fnuz);
+    }
+    if (thread_x() == 0 && first < last) scales[0] = scale;
+}
+
+// Groups of odd sizes, whose largest magnitudes are collected in LDS.
+template <int N, class Values>
+GRID_DEVICE void write_table_groups(const RowOut& out, fp8* y, float* scales, int width, int first, int last, Values values) {
+    GRID_DYNAMIC_SHARED(u32, table);
+    float v[N];
+    int num_groups = (width + out.group - 1) / out.group;
+    for (int g = thread_x(); g < num_groups; g += num_threads()) table[g] = 0;
+    sync();
+    for (int vec = first + thread_x(); vec < last; vec += num_threads()) {
+        values(v, vec, false);
+        for (int i = 0; i < N; ++i) atomic_max(&table[(vec * N + i) / out.group], bits_of<u32>(v[i]) & 0x7FFFFFFFu);
+    }
+    sync();
+    for (int g = thread_x(); g < num_groups; g += num_threads()) {
+        float scale = scale_of(table[g], out.fnuz);
+        scales[g] = scale, table[g] = bits_of<u32>(scale);
+    }
+    sync();
+    for (int vec = first + thread_x(); vec < last; vec += num_threads()) {
+        values(v, vec, true);
+        for (int i = 0; i < N; ++i) v[i] = scaled(v[i], bits_of<float>(table[(vec * N + i) / out.group]), out.fnuz);
+        store(y + vec * N, encode_within(v, out.fnuz));
+    }
 }
 
 // Split: the block owns vectors first..last of N elements of the row. values(v, vector, final) makes the fp32 values of one; it is
 // asked once per vector with final = true, and once before with final = false if a group spreads beyond the lanes of a wave.
 template <class T, int N, class Values>
 GRID_DEVICE void write_row(const RowOut& out, i64 row, int width, int first, int last, u32 (&parts)[kMaxWaves], Values values) {
-    GRID_DYNAMIC_SHARED(u32, table);
-    float v[N];
-    u32 row_bits = 0;
-    int num_groups = out.group ? (width + out.group - 1) / out.group : 0;
-    if (out.groups == Groups::kRow || out.groups == Groups::kTable) {
-        if (out.groups == Groups::kTable) {
-            for (int g = thread_x(); g < num_groups; g += num_threads()) table[g] = 0;
-            sync();
-        }
-        for (int vec = first + thread_x(); vec < last; vec += num_threads()) {
-            values(v, vec, false);
-            row_bits = larger(row_bits, largest_bits(v));
-            if (out.groups == Groups::kTable)
-                for (int i = 0; i < N; ++i) atomic_max(&table[(vec * N + i) / out.group], bits_of<u32>(v[i]) & 0x7FFFFFFFu);
-        }
-        row_bits = block_max(row_bits, parts);
-        if (out.groups == Groups::kTable) sync();
-    }
-    for (int base = first; base < last; base += num_threads()) {
-        int vec = base + thread_x(), column = vec * N;
-        bool active = vec < last;
-        GRID_UNROLL for (int i = 0; i < N; ++i) v[i] = 0.0f;
-        if (active) values(v, vec, true);
-        if (out.groups == Groups::kNone) {
-            Vec<T, N> rounded;
-            GRID_UNROLL for (int i = 0; i < N; ++i) rounded.v[i] = from_float<T>(v[i]);
-            if (active) store(static_cast<T*>(out.y) + row * out.y_stride + column, rounded);
-        } else if (out.groups == Groups::kTable) {
-            if (!active) continue;
-            for (int i = 0; i < N; ++i) {
-                float one[1] = {v[i]};
-                store_codes(out, row, column + i, one, scale_of(table[(column + i) / out.group], out.fnuz));
-            }
-        } else {
-            bool own_group = out.groups == Groups::kLanes;
-            u32 bits = own_group ? lanes_reduce(largest_bits(v), out.group / N, [](u32 a, u32 b) { return larger(a, b); }) : row_bits;
-            float scale = scale_of(bits, out.fnuz);
-            if (!active) continue;
-            store_codes(out, row, column, v, scale);
-            if (own_group && column % out.group == 0) out.scale[row * out.scale_stride + column / out.group] = scale;
-        }
-    }
-    if (out.groups == Groups::kRow && thread_x() == 0 && first < last) out.scale[row * out.scale_stride] = scale_of(row_bits, out.fnuz);
-    if (out.groups == Groups::kTable)
-        for (int g = thread_x(); g < num_groups; g += num_threads()) out.scale[row * out.scale_stride + g] = scale_of(table[g], out.fnuz);
+    if (out.groups == Groups::kNone) return write_rounded<T, N>(static_cast<T*>(out.y) + row * out.y_stride, first, last, values);
+    fp8* y = static_cast<fp8*>(out.y) + row * out.y_stride;
+    float* scales = out.scale + row * out.scale_stride;
+    if (out.groups == Groups::kLanes) return write_lane_groups<N>(out, y, scales, first, last, values);
+    if (out.groups == Groups::kRow) return write_row_group<N>(out, y, scales, first, last, parts, values);
+    write_table_groups<N>(out, y, scales, width, first, last, values);
 }
 
 }  // namespace grid

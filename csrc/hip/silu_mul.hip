@@ -23,7 +23,7 @@ GRID_KERNEL(256) void silu_mul_kernel(const SiluMulParams p) {
         Vec<T, N> g = load<N>(gate + vec * N), up = load<N>(gate + p.width + vec * N);
         GRID_UNROLL for (int i = 0; i < N; ++i) {
             float value = to_float(g.v[i]);
-            v[i] = value / (1.0f + grid::exp(-value)) * to_float(up.v[i]);
+            v[i] = value * reciprocal(1.0f + exp2(-kLog2E * value)) * to_float(up.v[i]);
         }
     });
 }
@@ -41,8 +41,8 @@ GRID_OP(silu_mul, "y", "scale", "x") {
         return by_vector_width<T>(wide, [&](auto n) {
             constexpr int N = decltype(n)::value;
             RowOut out = row_out(y, scale, group, width, N);
-            int threads = threads_for(args, width / N, 256);
             bool whole = out.groups == Groups::kRow || out.groups == Groups::kTable;
+            int threads = threads_for(args, width / N, whole ? 256 : 128);  // fewer leave less of the last block idle
             int share = whole ? static_cast<int>(width / N) : threads;
             SiluMulParams params{x.data, x.stride[0], static_cast<int>(width), share, out};
             return launch(args, silu_mul_kernel<T, N>, {x.size[0], whole ? 1 : ceil_div(width / N, share)}, threads, params, table_bytes(out, width));

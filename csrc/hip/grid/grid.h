@@ -7,7 +7,7 @@
 //   kWave lane() wave() num_waves()                  kWave is 64 on gfx9, 32 on RDNA and CUDA: never write either number
 //   sync() wave_sync()                               barrier of the block; order of LDS accesses within one wave
 //   shfl(value, lane) ballot(predicate)              all lanes of the wave must take part
-//   shfl_ring<steps>(value)                          the same, among 16 neighbouring lanes, 32 bits, one instruction
+//   shfl_ring<steps>(value)                          the same, in a ring of 16 neighbouring lanes, cheaper
 //   GRID_SHARED(type, name, count)                   an array in LDS; GRID_DYNAMIC_SHARED(type, name): the launch's `lds_bytes`
 //   atomic_add, atomic_max                           on LDS or memory, integers only: float atomics would not reproduce
 //   load_to_lds(from, to) wait_for_lds()             16 bytes per lane past the registers, where kLoadsToLds

@@ -106,6 +106,13 @@ GRID_DEVICE f16 from_float<f16>(float x) {
 #endif
 }
 
+template <class T, int N>
+GRID_DEVICE Vec<T, N> rounded(const float (&values)[N]) {
+    Vec<T, N> out;
+    GRID_UNROLL for (int i = 0; i < N; ++i) out.v[i] = from_float<T>(values[i]);
+    return out;
+}
+
 // ---- fp8: e4m3fn (largest 448, NaN 0x7F) and e4m3fnuz (largest 240, NaN 0x80, no -0)
 
 GRID_DEVICE float largest_fp8(bool fnuz) { return fnuz ? 240.0f : 448.0f; }
@@ -140,6 +147,25 @@ GRID_DEVICE float fp8_value(u8 code, bool fnuz) {
     return bits_of<float>(sign | bits_of<u32>(bits_of<float>(rest << 20) * (fnuz ? 0x1p119f : 0x1p120f)));
 }
 
+// Values that lie within what the dialect holds, to codes. Whole words, so that the compiler takes no bytes apart.
+template <int N>
+GRID_DEVICE Vec<fp8, N> encode_within(const float (&values)[N], bool fnuz) {
+    constexpr int kWords = (N + 3) / 4;
+    u32 words[kWords] = {};
+#if defined(__AMDGCN__) && (defined(__gfx942__) || defined(__gfx950__) || defined(__gfx1200__) || defined(__gfx1201__))
+    if (fnuz == kFnuzHere) {
+        GRID_UNROLL for (int i = 0; i < N; i += 4) {
+            int word = __builtin_amdgcn_cvt_pk_fp8_f32(values[i], i + 1 < N ? values[(i + 1) % N] : 0.0f, 0, false);
+            words[i / 4] = i + 2 < N ? __builtin_amdgcn_cvt_pk_fp8_f32(values[(i + 2) % N], values[(i + 3) % N], word, true) : word;
+        }
+    } else
+#endif
+        GRID_UNROLL for (int i = 0; i < N; ++i) words[i / 4] |= static_cast<u32>(fp8_code(values[i], fnuz)) << i % 4 * 8;
+    Vec<fp8, N> codes;
+    __builtin_memcpy(&codes, words, N);
+    return codes;
+}
+
 // Values to codes; clamped to what the dialect holds, because fnuz turns what lies beyond into NaN. NaN stays NaN.
 template <int N>
 GRID_DEVICE Vec<fp8, N> encode(const float (&values)[N], bool fnuz) {
@@ -149,19 +175,16 @@ GRID_DEVICE Vec<fp8, N> encode(const float (&values)[N], bool fnuz) {
         float x = values[i];
         kept[i] = x > largest ? largest : x < -largest ? -largest : x;
     }
-    Vec<fp8, N> codes;
-#if defined(__AMDGCN__) && (defined(__gfx942__) || defined(__gfx950__) || defined(__gfx1200__) || defined(__gfx1201__))
-    if (fnuz == kFnuzHere) {
-        GRID_UNROLL for (int i = 0; i < N; i += 2) {
-            int pair = __builtin_amdgcn_cvt_pk_fp8_f32(kept[i], N > 1 ? kept[(i + 1) % N] : 0.0f, 0, false);
-            codes.v[i].bits = static_cast<u8>(pair);
-            if (N > 1) codes.v[(i + 1) % N].bits = static_cast<u8>(pair >> 8);
-        }
-        return codes;
-    }
+    return encode_within(kept, fnuz);
+}
+
+// x clamped to -limit .. limit; NaN only if both are.
+GRID_DEVICE float within(float x, float limit) {
+#if defined(__AMDGCN__)
+    return __builtin_amdgcn_fmed3f(x, -limit, limit);
+#else
+    return x > limit ? limit : x < -limit ? -limit : x;
 #endif
-    GRID_UNROLL for (int i = 0; i < N; ++i) codes.v[i].bits = fp8_code(kept[i], fnuz);
-    return codes;
 }
 
 GRID_DEVICE float decode(fp8 code, bool fnuz) {

@@ -67,14 +67,14 @@ GRID_DEVICE T shfl(T value, int source) {
     return value;
 }
 
-// From the lane `kSteps` places before in the ring of 16 neighbouring lanes: one instruction, which does not pass through LDS.
+// From the lane `kSteps` places before in the ring of 16 neighbouring lanes: one instruction per word, not through LDS.
 template <int kSteps, class T>
 GRID_DEVICE T shfl_ring(T value) {
-    static_assert(sizeof(T) == 4, "shfl_ring moves one 32-bit word");
-    int word;
-    __builtin_memcpy(&word, &value, 4);
-    word = __builtin_amdgcn_mov_dpp(word, 0x120 + kSteps, 0xF, 0xF, true);  // row_ror
-    __builtin_memcpy(&value, &word, 4);
+    static_assert(sizeof(T) % 4 == 0, "shfl_ring moves whole 32-bit words");
+    int words[sizeof(T) / 4];
+    __builtin_memcpy(words, &value, sizeof(T));
+    for (int& word : words) word = __builtin_amdgcn_mov_dpp(word, 0x120 + kSteps, 0xF, 0xF, true);  // row_ror
+    __builtin_memcpy(&value, words, sizeof(T));
     return value;
 }
 
@@ -125,6 +125,7 @@ GRID_DEVICE void wait_for(const unsigned long long* flag, unsigned long long lea
 GRID_DEVICE float exp(float x) { return __builtin_expf(x); }
 GRID_DEVICE float exp2(float x) { return __builtin_amdgcn_exp2f(x); }
 GRID_DEVICE float log(float x) { return __builtin_logf(x); }
+GRID_DEVICE float reciprocal(float x) { return __builtin_amdgcn_rcpf(x); }
 GRID_DEVICE float rsqrt(float x) { return __builtin_amdgcn_rsqf(x); }
 GRID_DEVICE float fmax(float a, float b) { return __builtin_fmaxf(a, b); }
 GRID_DEVICE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

@@ -77,6 +77,7 @@ GRID_DEVICE void wait_for(const unsigned long long* flag, unsigned long long lea
 GRID_DEVICE float exp(float x) { return expf(x); }
 GRID_DEVICE float exp2(float x) { return exp2f(x); }
 GRID_DEVICE float log(float x) { return logf(x); }
+GRID_DEVICE float reciprocal(float x) { return __frcp_rn(x); }
 GRID_DEVICE float rsqrt(float x) { return rsqrtf(x); }
 GRID_DEVICE float fmax(float a, float b) { return fmaxf(a, b); }
 GRID_DEVICE float fma(float a, float b, float c) { return fmaf(a, b, c); }

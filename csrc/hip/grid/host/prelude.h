@@ -148,6 +148,7 @@ inline void wait_for(const unsigned long long* flag, unsigned long long least GR
 inline float exp(float x) { return host::exp(x); }
 inline float exp2(float x) { return host::exp2(x); }
 inline float log(float x) { return host::log(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
 inline float rsqrt(float x) { return 1.0f / host::sqrt(x); }
 inline float fmax(float a, float b) { return a < b || a != a ? b : a; }
 inline float fma(float a, float b, float c) { return a * b + c; }
