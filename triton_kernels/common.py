@@ -196,6 +196,41 @@ def stages(arch: Arch, block_m: int, step_bytes: int, num_steps: int, num_weight
     return max(2, min(most, in_registers + arch.lds_bytes // 2 // step_bytes, 1 + num_steps))
 
 
+def split_tiles(arch: Arch, dims: dict[str, int], block_m: int, block_n: int, block_k: int) -> dict[str, Any]:
+    """Options of a dense product [M, K] x [N, K] in tiles of block_m x block_n, a step being block_k elements, 128 bytes."""
+    split_len, num_splits = split_plan(arch, dims["N"], dims["K"], block_k)
+    num_tiles = triton.cdiv(dims["M"], block_m) * triton.cdiv(dims["N"], block_n)
+    return {
+        "split_len": split_len,
+        "num_splits": num_splits,
+        "WHOLE": num_splits == 1 or num_tiles >= arch.num_cus,
+        "SINGLE": num_splits == 1,
+        "NUM_XCDS": arch.num_xcds,
+        "GROUP_M": 8,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": block_k,
+        "EVEN_K": dims["K"] % block_k == 0,
+        **options(
+            arch,
+            num_warps=waves(arch, block_m, block_n, 128),
+            num_stages=stages(arch, block_m, (block_m + block_n) * 128, split_len // block_k),
+            matrix=True,
+        ),
+    }
+
+
+def split_grid(chosen: dict[str, Any], m: int, n: int) -> tuple[int, int]:
+    """Programs of a product in tiles of `split_tiles`, and along its splits."""
+    num_tiles = triton.cdiv(m, chosen["BLOCK_M"]) * triton.cdiv(n, chosen["BLOCK_N"])
+    return num_tiles, 1 if chosen["WHOLE"] else chosen["num_splits"]
+
+
+def split_sums(chosen: dict[str, Any], m: int, n: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Scratch: the partial sums [num_splits, M, N] fp32; nothing of them where one program sums all splits."""
+    return [((0 if chosen["WHOLE"] else chosen["num_splits"], m, n), torch.float32)]
+
+
 def check_tile(op: str, **tensors: torch.Tensor) -> None:
     """Offsets within a tile of 128 rows are 32-bit, those of tiles 64-bit; rows are read in vectors."""
     for name, tensor in tensors.items():

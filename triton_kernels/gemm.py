@@ -12,7 +12,7 @@ import triton.language as tl
 from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
 from rocm_infer.triton_kernels._paged import dot
-from rocm_infer.triton_kernels.common import add_splits, check_tile, options, split_plan, stages, tile_of, tiles, waves, within
+from rocm_infer.triton_kernels.common import add_splits, check_tile, split_grid, split_sums, split_tiles, tile_of, tiles, within
 
 
 @triton.jit(do_not_specialize=["M", "num_splits"])
@@ -89,33 +89,12 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     block_m, block_n = tiles(arch, dims["M"], dims["N"])
     # 128 bytes of a row: whole cache lines, and two tiles of 128 rows take half of the smallest LDS.
     block_k = 128 // dims["itemsize"]
-    split_len, num_splits = split_plan(arch, dims["N"], dims["K"], block_k)
-    num_tiles = triton.cdiv(dims["M"], block_m) * triton.cdiv(dims["N"], block_n)
-    return {
-        "split_len": split_len,
-        "num_splits": num_splits,
-        "WHOLE": num_splits == 1 or num_tiles >= arch.num_cus,
-        "SINGLE": num_splits == 1,
-        "NUM_XCDS": arch.num_xcds,
-        "GROUP_M": 8,
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "BLOCK_K": block_k,
-        "EVEN_K": dims["K"] % block_k == 0,
-        **options(
-            arch,
-            num_warps=waves(arch, block_m, block_n, 128),
-            num_stages=stages(arch, block_m, (block_m + block_n) * 128, split_len // block_k),
-            matrix=True,
-        ),
-    }
+    return split_tiles(arch, dims, block_m, block_n, block_k)
 
 
 def scratch(call: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """The partial sums [num_splits, M, N] fp32; nothing of them where one program sums all splits."""
-    dims = call.dims
-    chosen = config(archs.current(call.device), {**dims, "itemsize": call.dtypes["x"].itemsize})
-    return [((0 if chosen["WHOLE"] else chosen["num_splits"], dims["M"], dims["N"]), torch.float32)]
+    chosen = config(archs.current(call.device), {**call.dims, "itemsize": call.dtypes["x"].itemsize})
+    return split_sums(chosen, call.dims["M"], call.dims["N"])
 
 
 def launch(y: torch.Tensor, partial: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -127,8 +106,7 @@ def launch(y: torch.Tensor, partial: torch.Tensor, x: torch.Tensor, weight: torc
     arch = archs.current(x.device)
     chosen = config(arch, {"M": m, "N": n, "K": k, "itemsize": x.element_size()})
     whole = chosen["WHOLE"]
-    num_tiles = triton.cdiv(m, chosen["BLOCK_M"]) * triton.cdiv(n, chosen["BLOCK_N"])
-    gemm_kernel[(num_tiles, 1 if whole else chosen["num_splits"])](
+    gemm_kernel[split_grid(chosen, m, n)](
         y,
         None if whole else partial,
         x,

@@ -17,12 +17,11 @@ from rocm_infer.triton_kernels.common import (
     check_tile,
     fp8_args,
     matrix_operand,
-    options,
-    split_plan,
-    stages,
+    split_grid,
+    split_sums,
+    split_tiles,
     tile_of,
     tiles,
-    waves,
     within,
 )
 
@@ -114,33 +113,13 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     block_m, block_n = tiles(arch, dims["M"], dims["N"])
     if not dims["native"]:
         block_m, block_n = min(block_m, 64), 64  # decoding takes the registers of a larger tile
-    split_len, num_splits = split_plan(arch, dims["N"], dims["K"], 128)
-    num_tiles = triton.cdiv(dims["M"], block_m) * triton.cdiv(dims["N"], block_n)
-    return {
-        "split_len": split_len,
-        "num_splits": num_splits,
-        "WHOLE": num_splits == 1 or num_tiles >= arch.num_cus,
-        "SINGLE": num_splits == 1,
-        "NUM_XCDS": arch.num_xcds,
-        "GROUP_M": 8,
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "BLOCK_K": 128,
-        "EVEN_K": dims["K"] % 128 == 0,
-        **options(
-            arch,
-            num_warps=waves(arch, block_m, block_n, 128),
-            num_stages=stages(arch, block_m, (block_m + block_n) * 128, split_len // 128),
-            matrix=True,
-        ),
-    }
+    return split_tiles(arch, dims, block_m, block_n, 128)
 
 
 def scratch(call: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """The partial sums [num_splits, M, N] fp32; nothing of them where one program sums all splits."""
     arch = archs.current(call.device)
     chosen = config(arch, {**call.dims, "native": arch.multiplies(call.dtypes["a"])})
-    return [((0 if chosen["WHOLE"] else chosen["num_splits"], call.dims["M"], call.dims["N"]), torch.float32)]
+    return split_sums(chosen, call.dims["M"], call.dims["N"])
 
 
 def launch(
@@ -161,8 +140,7 @@ def launch(
     arch = archs.current(a.device)
     chosen = config(arch, {"M": m, "N": n, "K": k, "native": arch.multiplies(a.dtype)})
     whole = chosen["WHOLE"]
-    num_tiles = triton.cdiv(m, chosen["BLOCK_M"]) * triton.cdiv(n, chosen["BLOCK_N"])
-    gemm_fp8_kernel[(num_tiles, 1 if whole else chosen["num_splits"])](
+    gemm_fp8_kernel[split_grid(chosen, m, n)](
         c,
         None if whole else partial,
         as_bytes(a),
