@@ -28,6 +28,6 @@ def launch(
 ) -> None:
     x, kept, weight = rows(x), rows(residual), weight.contiguous()
     pointers = (y.data_ptr(), x.data_ptr(), kept.data_ptr(), weight.data_ptr())
-    _kernel(x.dtype, *pointers, *x.shape, x.stride(0), kept.stride(0), eps)
+    _kernel(x.dtype, *pointers, *x.shape, x.stride()[0], kept.stride()[0], eps)
     if kept is not residual:
         residual.copy_(kept)

@@ -36,5 +36,5 @@ def launch(
     sinks = None if sinks is None else sinks.contiguous()
     pointers = [pointer(x) for x in (out, q, k_cache, v_cache, page_table, kv_len, sinks)]
     _, page_size, kv_heads, width = k_cache.shape
-    sizes = (q.shape[0], q.shape[1], kv_heads, width, v_cache.shape[3], page_size, page_table.stride(0), q.stride(0))
+    sizes = (q.shape[0], q.shape[1], kv_heads, width, v_cache.shape[3], page_size, page_table.stride()[0], q.stride()[0])
     _kernel(q.dtype, *pointers, *sizes, scale, window, cap)

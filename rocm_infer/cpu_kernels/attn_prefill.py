@@ -40,5 +40,5 @@ def launch(
     pointers = [pointer(x) for x in (out, q, k_cache, v_cache, page_table, query_start, kv_len, sinks)]
     _, page_size, kv_heads, width = k_cache.shape
     heads = (q.shape[1], kv_heads, width, v_cache.shape[3])
-    sizes = (q.shape[0], kv_len.shape[0], *heads, page_size, page_table.stride(0), q.stride(0))
+    sizes = (q.shape[0], kv_len.shape[0], *heads, page_size, page_table.stride()[0], q.stride()[0])
     _kernel(q.dtype, *pointers, *sizes, scale, causal, window, cap)

@@ -18,7 +18,7 @@ def supports(call: Any) -> str | None:
 
 
 def launch(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, columns: int) -> None:
-    x = x if x.stride(2) == 1 else x.contiguous()
+    x = x if x.stride()[2] == 1 else x.contiguous()
     num_rows, num_heads, depth = x.shape
     pointers = (y.data_ptr(), x.data_ptr(), weight.data_ptr())
-    _kernel(x.dtype, *pointers, num_rows, num_heads, columns, depth, x.stride(0), x.stride(1))
+    _kernel(x.dtype, *pointers, num_rows, num_heads, columns, depth, *x.stride()[:2])

@@ -25,5 +25,6 @@ def refuse_layout(call: Any) -> str | None:
 
 def launch(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, columns: int) -> None:
     x = rows(x)
+    num_rows, depth = x.shape
     pointers = (y.data_ptr(), x.data_ptr(), weight.data_ptr(), pointer(bias))
-    _kernel(x.dtype, *pointers, x.shape[0], columns, x.shape[1], x.stride(0))
+    _kernel(x.dtype, *pointers, num_rows, columns, depth, x.stride()[0])

@@ -35,7 +35,7 @@ def launch(
     q, kept, page_table, kv_len = q.contiguous(), cache.contiguous(), rows(page_table), kv_len.contiguous()
     new, positions, table = (None if x is None else x.contiguous() for x in (kv_new, positions, table))
     pointers = [pointer(x) for x in (out, q, new, kept, page_table, kv_len, positions, table)]
-    sizes = (*q.shape, latent, cache.shape[1], page_table.stride(0))
+    sizes = (*q.shape, latent, cache.shape[1], page_table.stride()[0])
     _kernel(q.dtype, *pointers, *sizes, scale, interleaved, cap)
     if kept is not cache:
         cache.copy_(kept)

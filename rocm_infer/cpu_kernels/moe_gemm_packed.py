@@ -34,4 +34,4 @@ def launch(
     x, blocks = rows(x), block_experts.numel()
     pointers = [pointer(part) for part in (y, x, weight, sorted_slots, block_experts, slot_weights)]
     block = sorted_slots.numel() // max(blocks, 1)
-    _kernel(x.dtype, *pointers, blocks, block, num_slots, slots_per_row, columns, x.shape[1], x.stride(0), silu)
+    _kernel(x.dtype, *pointers, blocks, block, num_slots, slots_per_row, columns, x.shape[1], x.stride()[0], silu)

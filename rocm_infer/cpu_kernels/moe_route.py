@@ -31,6 +31,6 @@ def launch(
     num_shared: int,
 ) -> None:
     logits, bias = rows(logits), None if bias is None else bias.contiguous()
-    sizes = (*logits.shape, logits.stride(0), top_k, num_groups, top_groups, score == "softmax", renormalise)
+    sizes = (*logits.shape, logits.stride()[0], top_k, num_groups, top_groups, score == "softmax", renormalise)
     pointers = (weights.data_ptr(), ids.data_ptr(), logits.data_ptr(), pointer(bias))
     _kernel(logits.dtype, *pointers, *sizes, scale, num_shared)

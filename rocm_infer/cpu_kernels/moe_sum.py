@@ -18,5 +18,5 @@ def supports(call: Any) -> str | None:
 
 def launch(out: torch.Tensor, y: torch.Tensor, addend: torch.Tensor | None, *, scale: float) -> None:
     y, addend = y.contiguous(), None if addend is None else rows(addend)
-    stride = 0 if addend is None else addend.stride(0)
+    stride = 0 if addend is None else addend.stride()[0]
     _kernel(y.dtype, out.data_ptr(), y.data_ptr(), pointer(addend), *y.shape, stride, scale)

@@ -20,4 +20,4 @@ def launch(
     y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, eps: float, group: int, out_dtype: torch.dtype | None
 ) -> None:
     x, weight = rows(x), weight.contiguous()
-    _kernel(x.dtype, y.data_ptr(), x.data_ptr(), weight.data_ptr(), *x.shape, x.stride(0), eps)
+    _kernel(x.dtype, y.data_ptr(), x.data_ptr(), weight.data_ptr(), *x.shape, x.stride()[0], eps)

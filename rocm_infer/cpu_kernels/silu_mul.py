@@ -18,4 +18,4 @@ def supports(call: Any) -> str | None:
 
 def launch(y: torch.Tensor, x: torch.Tensor, *, group: int, out_dtype: torch.dtype | None) -> None:
     x = rows(x)
-    _kernel(x.dtype, y.data_ptr(), x.data_ptr(), x.shape[0], x.shape[1] // 2, x.stride(0))
+    _kernel(x.dtype, y.data_ptr(), x.data_ptr(), *y.shape, x.stride()[0])

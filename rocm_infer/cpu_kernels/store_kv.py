@@ -38,9 +38,9 @@ def launch(
     pointers = [pointer(x) for x in (k, v, keys, values, slots, turned, positions, table)]
     tokens, kv_heads, width = k.shape
     heads, q_stride, angles = (
-        (0, 0, 0) if turned is None or table is None else (turned.shape[1], turned.stride(0), table.shape[1])
+        (0, 0, 0) if turned is None or table is None else (turned.shape[1], turned.stride()[0], table.shape[1])
     )
-    sizes = (tokens, kv_heads, width, v.shape[2], heads, angles, k.stride(0), v.stride(0), q_stride, interleaved)
+    sizes = (tokens, kv_heads, width, v.shape[2], heads, angles, k.stride()[0], v.stride()[0], q_stride, interleaved)
     _kernel(k.dtype, *pointers, *sizes)
     for given, used in ((k_cache, keys), (v_cache, values), (q, turned)):
         if given is not None and used is not None and used is not given:

@@ -29,12 +29,12 @@ def launch(
     kv_scale: float,
 ) -> None:
     c, k_pe, kept, slots = rows(c), rows(k_pe), cache.contiguous(), slots.contiguous()
-    turned = None if q_pe is None else q_pe if q_pe.stride(2) == 1 else q_pe.contiguous()
+    turned = None if q_pe is None else q_pe if q_pe.stride()[2] == 1 else q_pe.contiguous()
     positions = None if positions is None else positions.contiguous()
     table = None if table is None else table.contiguous()
     pointers = [pointer(x) for x in (c, k_pe, kept, slots, turned, positions, table)]
     heads, strides = (0, (0, 0)) if turned is None else (turned.shape[1], turned.stride()[:2])
-    _kernel(c.dtype, *pointers, *c.shape, k_pe.shape[1], heads, c.stride(0), k_pe.stride(0), *strides, interleaved)
+    _kernel(c.dtype, *pointers, *c.shape, k_pe.shape[1], heads, c.stride()[0], k_pe.stride()[0], *strides, interleaved)
     for given, used in ((cache, kept), (q_pe, turned)):
         if given is not None and used is not None and used is not given:
             given.copy_(used)
