@@ -3,23 +3,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from rocm_infer import arch as archs
-from rocm_infer.triton_kernels._paged import dot, from_cache, token_offsets
-from rocm_infer.triton_kernels.common import options
+from rocm_infer.arch import Arch
+from rocm_infer.triton_kernels._paged import dot, from_cache
+from rocm_infer.triton_kernels.common import fp8_args, options
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
+def operand_args(arch: Arch, cache: torch.dtype) -> dict[str, Any]:
+    """How cached values and weights become operands: `fp8_args`, and CASTS: an instruction rounds fp32 to bf16.
+
+    For RDNA the compiler's own conversions from fp8 are far longer than ours.
+    """
+    made = fp8_args(arch, cache)
+    native = made["NATIVE"] and not is_rdna(arch)
+    return {**made, "NATIVE": native, "CASTS": arch.vendor == "nvidia" or arch.name == "gfx950"}
+
+
+def is_rdna(arch: Arch) -> bool:
+    """A lane has 256 registers, half of what CDNA gives, and operands of matrix instructions may lie in them twice."""
+    return arch.vendor == "amd" and arch.wave == 32
+
+
 @triton.jit
 def online_softmax(scores, seen, m, total, scale, cap, HAS_CAP: tl.constexpr, MASKED: tl.constexpr):
-    """One step over a tile of scores [M, N]: (m, sum of weights, weights, factor for what was summed before), m in base 2.
+    """One step over a tile of scores [.., N]: (m, sum of weights, weights, factor for what was summed before), m in base 2.
 
     A row that has seen nothing yet keeps m = -inf and a sum of 0 without making NaN.
     """
+    AXIS: tl.constexpr = len(scores.shape) - 1
     if HAS_CAP:
         # tanh(x) = 1 - 2 / (exp(2 x) + 1)
         power = tl.exp2(scores * (scale * 2.0 * LOG2_E / cap))
@@ -28,25 +47,56 @@ def online_softmax(scores, seen, m, total, scale, cap, HAS_CAP: tl.constexpr, MA
         scores = scores * (scale * LOG2_E)
     if MASKED:
         scores = tl.where(seen, scores, float("-inf"))
-    highest = tl.maximum(m, tl.max(scores, 1))
+    highest = tl.maximum(m, tl.max(scores, AXIS))
     base = tl.where(highest == float("-inf"), 0.0, highest)
-    weights = tl.exp2(scores - base[:, None])
+    weights = tl.exp2(scores - tl.expand_dims(base, AXIS))
     factor = tl.exp2(m - base)
-    return highest, total * factor + tl.sum(weights, 1), weights, factor
+    return highest, total * factor + tl.sum(weights, AXIS), weights, factor
+
+
+@triton.jit
+def rounded(weights, dtype, CASTS: tl.constexpr):
+    """Weights of the softmax as operands of `dtype`. Not CASTS: to bf16 in integers; no weight is a NaN that would overflow."""
+    if dtype == tl.bfloat16 and not CASTS:
+        bits = weights.to(tl.uint32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return weights.to(dtype)
 
 
 @triton.jit
 def load_parts(row_ptr, is_row, first_columns, rest_columns, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr):
-    """Rows of WIDTH as tiles of FIRST and REST columns; what lies outside is 0. No second tile if REST is 0."""
+    """Rows of WIDTH as tiles of FIRST and REST columns; what lies outside is 0. No second tile if REST is 0.
+
+    row_ptr and is_row [.., 1], the columns [1, .., FIRST] and [1, .., REST].
+    """
     if FIRST <= WIDTH:
-        first = tl.load(row_ptr[:, None] + first_columns[None, :], mask=is_row[:, None], other=0.0)
+        first = tl.load(row_ptr + first_columns, mask=is_row, other=0.0)
     else:
-        first = tl.load(row_ptr[:, None] + first_columns[None, :], mask=is_row[:, None] & (first_columns < WIDTH), other=0.0)
+        first = tl.load(row_ptr + first_columns, mask=is_row & (first_columns < WIDTH), other=0.0)
     rest = first
     if REST:
-        inside = is_row[:, None] & (rest_columns < WIDTH)[None, :]
-        rest = tl.load(row_ptr[:, None] + rest_columns[None, :], mask=inside, other=0.0)
+        rest = tl.load(row_ptr + rest_columns, mask=is_row & (rest_columns < WIDTH), other=0.0)
     return first, rest
+
+
+@triton.jit
+def decoded_at_once(x, dtype, FP8_BIAS: tl.constexpr, NATIVE: tl.constexpr):
+    """`from_cache` of rows [N, D] by the lanes that loaded them.
+
+    Left to itself the compiler moves codes through LDS first, and each of the waves, which all need every row, decodes them
+    anew. It does not move them past the seam of two halves, which costs nothing: neighbours lie in one lane.
+    """
+    if FP8_BIAS:
+        N: tl.constexpr = x.shape[0]
+        D: tl.constexpr = x.shape[1]
+        even, odd = tl.split(tl.reshape(x, (N, D // 2, 2)))
+        even = from_cache(even, dtype, FP8_BIAS, NATIVE)
+        odd = from_cache(odd, dtype, FP8_BIAS, NATIVE)
+        return tl.reshape(tl.join(even, odd), (N, D))
+    else:
+        return x
 
 
 @triton.jit
@@ -79,6 +129,7 @@ def attend_tokens(
     P: tl.constexpr,
     FP8_BIAS: tl.constexpr,
     NATIVE: tl.constexpr,
+    CASTS: tl.constexpr,
     HAS_CAP: tl.constexpr,
     MASKED: tl.constexpr,  # tokens from stop on are in the last tile, or rows see different ones
     PER_ROW: tl.constexpr,  # False: every row sees all tokens start .. stop
@@ -88,29 +139,30 @@ def attend_tokens(
 ):
     """(m, total, acc0, acc1) after tokens start .. stop. Head sizes that are no power of two come in two tiles."""
     dtype = q0.dtype
-    k_columns0, k_columns1 = tl.arange(0, D0), D0 + tl.arange(0, D1 if D1 else 16)
-    v_columns0, v_columns1 = tl.arange(0, V0), V0 + tl.arange(0, V1 if V1 else 16)
+    k_columns0, k_columns1 = tl.arange(0, D0)[None, :], (D0 + tl.arange(0, D1 if D1 else 16))[None, :]
+    v_columns0, v_columns1 = tl.arange(0, V0)[None, :], (V0 + tl.arange(0, V1 if V1 else 16))[None, :]
     for first in range(start, stop, BLOCK_N):
         tokens = first + tl.arange(0, BLOCK_N)
-        is_token = tokens < stop
-        k_row_ptr = k_ptr + token_offsets(pages_ptr, tokens, is_token, k_page_stride, k_token_stride, P)
-        v_row_ptr = v_ptr + token_offsets(pages_ptr, tokens, is_token, v_page_stride, v_token_stride, P)
-        k0, k1 = load_parts(k_row_ptr, is_token, k_columns0, k_columns1, D, D0, D1)
-        v0, v1 = load_parts(v_row_ptr, is_token, v_columns0, v_columns1, DV, V0, V1)
+        is_token = tokens < (stop if MASKED else first + BLOCK_N)
+        page, place = tl.load(pages_ptr + tokens // P, mask=is_token).to(tl.int64), (tokens % P).to(tl.int64)
+        k_row_ptr = k_ptr + page * k_page_stride + place * k_token_stride
+        k0, k1 = load_parts(k_row_ptr[:, None], is_token[:, None], k_columns0, k_columns1, D, D0, D1)
         scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        scores = dot(q0, tl.trans(from_cache(k0, dtype, FP8_BIAS, NATIVE)), scores)
+        scores = dot(q0, tl.trans(decoded_at_once(k0, dtype, FP8_BIAS, NATIVE)), scores)
         if D1:
-            scores = dot(q1, tl.trans(from_cache(k1, dtype, FP8_BIAS, NATIVE)), scores)
+            scores = dot(q1, tl.trans(decoded_at_once(k1, dtype, FP8_BIAS, NATIVE)), scores)
         seen = is_token[None, :]
         if PER_ROW:
             seen = seen & (tokens[None, :] < seen_to[:, None])
             if HAS_WINDOW:
                 seen = seen & (tokens[None, :] >= seen_from[:, None])
         m, total, weights, keep = online_softmax(scores, seen, m, total, scale, cap, HAS_CAP, MASKED)
-        weights = weights.to(dtype)
-        acc0 = dot(weights, from_cache(v0, dtype, FP8_BIAS, NATIVE), acc0 * keep[:, None])
+        weights = rounded(weights, dtype, CASTS)
+        v_row_ptr = v_ptr + page * v_page_stride + place * v_token_stride
+        v0, v1 = load_parts(v_row_ptr[:, None], is_token[:, None], v_columns0, v_columns1, DV, V0, V1)
+        acc0 = dot(weights, decoded_at_once(v0, dtype, FP8_BIAS, NATIVE), acc0 * keep[:, None])
         if V1:
-            acc1 = dot(weights, from_cache(v1, dtype, FP8_BIAS, NATIVE), acc1 * keep[:, None])
+            acc1 = dot(weights, decoded_at_once(v1, dtype, FP8_BIAS, NATIVE), acc1 * keep[:, None])
     return m, total, acc0, acc1
 
 

@@ -58,6 +58,36 @@ def token_offsets(pages_ptr, tokens, is_token, page_stride, token_stride, P: tl.
 
 
 @triton.jit
+def run_offsets(pages_ptr, start, stop, page_stride, token_stride, P: tl.constexpr, RUNS: tl.constexpr, RUN: tl.constexpr):
+    """Element offsets (int64) [RUNS, RUN] of tokens start .. of a sequence; start is a multiple of RUN and below stop.
+
+    Those from stop on are of pages in use, but mean nothing. Where runs do not cross pages, each is looked up once, in a scalar.
+    """
+    run, place = tl.arange(0, RUNS)[:, None], tl.arange(0, RUN)[None, :]
+    if P % RUN:
+        tokens = tl.minimum(start + run * RUN + place, stop - 1)
+        return token_offsets(pages_ptr, tokens, None, page_stride, token_stride, P)
+    else:
+        offsets = tl.broadcast_to(place.to(tl.int64) * token_stride, (RUNS, RUN))
+        before = tl.zeros([], tl.int64)
+        for i in tl.static_range(RUNS):
+            token = start + i * RUN
+            page = tl.load(pages_ptr + tl.minimum(token, stop - 1) // P).to(tl.int64)
+            first = page * page_stride + (token % P).to(tl.int64) * token_stride
+            # A product and not a choice: of that the compiler would not know that rows begin at multiples of 16 bytes.
+            offsets += (run >= i).to(tl.int64) * (first - before)
+            before = first
+        return offsets
+
+
+@triton.jit
+def tile_offsets(pages_ptr, start, stop, page_stride, token_stride, P: tl.constexpr, BLOCK: tl.constexpr):
+    """Element offsets (int64) [BLOCK] of tokens start .. of a sequence; start is a multiple of BLOCK and below stop."""
+    RUN: tl.constexpr = max(16, min(P & -P, BLOCK))
+    return tl.reshape(run_offsets(pages_ptr, start, stop, page_stride, token_stride, P, BLOCK // RUN, RUN), (BLOCK,))
+
+
+@triton.jit
 def encode_fp8(x, FP8_BIAS: tl.constexpr):
     """fp32 -> byte, clamped to the largest finite value, rounded to nearest even; NaN stays NaN, fnuz knows no -0.
 
@@ -115,17 +145,30 @@ def to_cache(x, scale, FP8_BIAS: tl.constexpr):
 
 
 @triton.jit
+def fp8_as_bf16(code, FP8_BIAS: tl.constexpr, NATIVE: tl.constexpr):
+    """byte -> bf16, exact. A cast from fp32 would compare every element with NaN on most AMD GPUs."""
+    if NATIVE:
+        return (decode_fp8(code, FP8_BIAS, True).to(tl.uint32, bitcast=True) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        # The exponent in its place, then a product that makes up for the bias. NaN by arithmetic: masks of that many
+        # elements would fill the scalar registers.
+        wide = code.to(tl.uint16)
+        bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 4)
+        value = (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True) * (2.0**120 if FP8_BIAS == 7 else 2.0**119)
+        is_nan = ((wide & 0x7F) + 1) >> 7 if FP8_BIAS == 7 else ((wide ^ 0x80) - 1) >> 15
+        upper = (value.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16)
+        return (upper | ((is_nan << 15) - is_nan)).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
 def from_cache(x, dtype, FP8_BIAS: tl.constexpr, NATIVE: tl.constexpr):
     """What the cache holds, as operands of `dtype`; fp8 codes fit exactly, their scale is applied elsewhere."""
-    if FP8_BIAS:
-        value = decode_fp8(x, FP8_BIAS, NATIVE)
-        if dtype == tl.bfloat16:
-            # Nothing to round: the upper half is the value. A cast would compare every element with NaN on gfx942.
-            return (value.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-        else:
-            return value.to(dtype)
-    else:
+    if FP8_BIAS == 0:
         return x
+    elif dtype == tl.bfloat16:
+        return fp8_as_bf16(x, FP8_BIAS, NATIVE)
+    else:
+        return decode_fp8(x, FP8_BIAS, NATIVE).to(dtype)
 
 
 @triton.jit

@@ -11,9 +11,53 @@ import triton.language as tl
 
 from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
-from rocm_infer.triton_kernels._attention import attend_tokens, kv_splits, load_parts, merge, num_splits
-from rocm_infer.triton_kernels._paged import as_bytes, check_rows, parts
-from rocm_infer.triton_kernels.common import fp8_args, options
+from rocm_infer.triton_kernels._attention import (
+    is_rdna,
+    kv_splits,
+    load_parts,
+    merge,
+    num_splits,
+    online_softmax,
+    operand_args,
+    rounded,
+)
+from rocm_infer.triton_kernels._paged import as_bytes, check_rows, dot, from_cache, parts, run_offsets
+from rocm_infer.triton_kernels.common import options
+
+
+@triton.jit
+def sum_runs(x):
+    """x [RUNS, M, C] summed over its runs, in pairs: [M, C]. Each wave hands its own over once."""
+    RUNS: tl.constexpr = x.shape[0]
+    M: tl.constexpr = x.shape[1]
+    C: tl.constexpr = x.shape[2]
+    x = tl.permute(x, (1, 2, 0))
+    if RUNS >= 8:
+        even, odd = tl.split(tl.reshape(x, (M, C, 4, 2)))
+        x = even + odd
+    if RUNS >= 4:
+        even, odd = tl.split(tl.reshape(x, (M, C, 2, 2)))
+        x = even + odd
+    even, odd = tl.split(x)
+    return even + odd
+
+
+@triton.jit
+def store_runs(row_ptr, is_row, first_column, x, scale, WIDTH: tl.constexpr):
+    """Write x [RUNS, M, C], summed over its runs and times scale [M], to columns first_column .. of rows row_ptr [M].
+
+    One half of the columns after the other: it is LDS for one that both need.
+    """
+    RUNS: tl.constexpr = x.shape[0]
+    M: tl.constexpr = x.shape[1]
+    HALF: tl.constexpr = x.shape[2] // 2
+    first, second = tl.split(tl.permute(tl.reshape(x, (RUNS, M, 2, HALF)), (0, 1, 3, 2)))
+    columns = first_column + tl.arange(0, HALF)
+    for half in tl.static_range(2):
+        value = sum_runs(second if half else first) * scale[:, None]
+        inside = is_row[:, None] & (columns < WIDTH)[None, :]
+        tl.store(row_ptr[:, None] + columns[None, :], value.to(row_ptr.dtype.element_ty), mask=inside)
+        columns += HALF
 
 
 @triton.jit(do_not_specialize=["window", "Z", "num_kv_heads", "page_table_stride"])
@@ -51,18 +95,21 @@ def attn_decode_kernel(
     P: tl.constexpr,
     FP8_BIAS: tl.constexpr,
     NATIVE: tl.constexpr,
+    CASTS: tl.constexpr,
     HAS_CAP: tl.constexpr,
     DIRECT: tl.constexpr,  # one split at most and no sinks: write o, there is nothing to merge
     SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    RUNS: tl.constexpr,
+    RUN: tl.constexpr,
 ):
     """Split: one program per kv head (and BLOCK_M of its query heads), split of tokens, and sequence.
     Traffic: keys and values of the split are read once for all query heads that share them.
     Needs: contiguous rows.
-    Why: the query heads of a group fill a matrix tile; the length of a split depends on the sequence alone, so its result does
-        not change with its neighbours.
+    Why: the query heads of a group fill a matrix tile; each wave has runs of tokens and a softmax of its own, and hands over
+        its sums once, at the end. The length of a split depends on the sequence alone, so its result does not change with its
+        neighbours.
     Source: Flash-Decoding.
     """
     num_tiles: tl.constexpr = (GROUP + BLOCK_M - 1) // BLOCK_M
@@ -79,50 +126,66 @@ def attn_decode_kernel(
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     is_row = rows < GROUP
     heads = kv_head * GROUP + rows
-    q_row_ptr = q_ptr + b * q_batch_stride + heads * q_head_stride
-    q0, q1 = load_parts(q_row_ptr, is_row, tl.arange(0, D0), D0 + tl.arange(0, D1 if D1 else 16), D, D0, D1)
-    v_columns0, v_columns1 = tl.arange(0, V0), V0 + tl.arange(0, V1 if V1 else 16)
-    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc0 = tl.zeros([BLOCK_M, V0], tl.float32)
-    acc1 = tl.zeros([BLOCK_M, V1 if V1 else 16], tl.float32)
-    m, total, acc0, acc1 = attend_tokens(
-        q0, q1, m, total, acc0, acc1,
-        k_cache_ptr + kv_head * k_head_stride, v_cache_ptr + kv_head * v_head_stride, page_table_ptr + b * page_table_stride,
-        start, stop, start, stop, scale, cap,
-        k_page_stride, k_token_stride, v_page_stride, v_token_stride,
-        D, D0, D1, DV, V0, V1, P, FP8_BIAS, NATIVE, HAS_CAP, True, False, False, BLOCK_M, BLOCK_N,
-    )  # fmt: skip
-    inverse = (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]
-    inside0 = is_row[:, None] & (v_columns0 < DV)[None, :]
-    inside1 = is_row[:, None] & (v_columns1 < DV)[None, :]
-    if DIRECT:
-        out_ptr = o_ptr + (b * (num_kv_heads * GROUP) + heads)[:, None] * DV
-        tl.store(out_ptr + v_columns0[None, :], (acc0 * inverse).to(q0.dtype), mask=inside0)
+    q_row_ptr = (q_ptr + b * q_batch_stride + heads * q_head_stride)[None, :, None]
+    k_columns0, k_columns1 = tl.arange(0, D0)[None, None, :], (D0 + tl.arange(0, D1 if D1 else 16))[None, None, :]
+    v_columns0, v_columns1 = tl.arange(0, V0)[None, None, :], (V0 + tl.arange(0, V1 if V1 else 16))[None, None, :]
+    q0, q1 = load_parts(q_row_ptr, is_row[None, :, None], k_columns0, k_columns1, D, D0, D1)
+    dtype = q0.dtype
+    q0 = tl.broadcast_to(q0, (RUNS, BLOCK_M, D0))
+    q1 = tl.broadcast_to(q1, (RUNS, BLOCK_M, D1 if D1 else D0))
+    m = tl.full([RUNS, BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([RUNS, BLOCK_M], tl.float32)
+    acc0 = tl.zeros([RUNS, BLOCK_M, V0], tl.float32)
+    acc1 = tl.zeros([RUNS, BLOCK_M, V1 if V1 else 16], tl.float32)
+    k_ptr, v_ptr = k_cache_ptr + kv_head * k_head_stride, v_cache_ptr + kv_head * v_head_stride
+    pages_ptr = page_table_ptr + b * page_table_stride
+    for first in range(start // RUN * RUN, stop, RUNS * RUN):
+        tokens = first + tl.arange(0, RUNS)[:, None] * RUN + tl.arange(0, RUN)[None, :]
+        is_token = (tokens >= start) & (tokens < stop)
+        k_row_ptr = k_ptr + run_offsets(pages_ptr, first, stop, k_page_stride, k_token_stride, P, RUNS, RUN)
+        k0, k1 = load_parts(k_row_ptr[:, :, None], is_token[:, :, None], k_columns0, k_columns1, D, D0, D1)
+        scores = tl.zeros([RUNS, BLOCK_M, RUN], tl.float32)
+        scores = dot(q0, tl.permute(from_cache(k0, dtype, FP8_BIAS, NATIVE), (0, 2, 1)), scores)
+        if D1:
+            scores = dot(q1, tl.permute(from_cache(k1, dtype, FP8_BIAS, NATIVE), (0, 2, 1)), scores)
+        m, total, weights, keep = online_softmax(scores, is_token[:, None, :], m, total, scale, cap, HAS_CAP, True)
+        weights = rounded(weights, dtype, CASTS)
+        v_row_ptr = v_ptr + run_offsets(pages_ptr, first, stop, v_page_stride, v_token_stride, P, RUNS, RUN)
+        v0, v1 = load_parts(v_row_ptr[:, :, None], is_token[:, :, None], v_columns0, v_columns1, DV, V0, V1)
+        acc0 = dot(weights, from_cache(v0, dtype, FP8_BIAS, NATIVE), acc0 * keep[:, :, None])
         if V1:
-            tl.store(out_ptr + v_columns1[None, :], (acc1 * inverse).to(q0.dtype), mask=inside1)
+            acc1 = dot(weights, from_cache(v1, dtype, FP8_BIAS, NATIVE), acc1 * keep[:, :, None])
+
+    highest = tl.max(m, 0)
+    share = tl.exp2(m - tl.where(highest == float("-inf"), 0.0, highest)[None, :])
+    total = tl.sum(total * share, 0)
+    inverse = v_scale / tl.where(total == 0.0, 1.0, total)
+    if DIRECT:
+        row_ptr = o_ptr + (b * (num_kv_heads * GROUP) + heads) * DV
     else:
         place = (b * Z + split) * (num_kv_heads * GROUP) + heads
-        tl.store(partial_ptr + place[:, None] * DV + v_columns0[None, :], acc0 * inverse, mask=inside0)
-        if V1:
-            tl.store(partial_ptr + place[:, None] * DV + v_columns1[None, :], acc1 * inverse, mask=inside1)
-        tl.store(lse_ptr + place, m + tl.log2(total), mask=is_row)
+        row_ptr = partial_ptr + place * DV
+        tl.store(lse_ptr + place, highest + tl.log2(total), mask=is_row)
+    store_runs(row_ptr, is_row, 0, acc0 * share[:, :, None], inverse, DV)
+    if V1:
+        store_runs(row_ptr, is_row, V0, acc1 * share[:, :, None], inverse, DV)
 
 
 def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     """dims: G, H, D, Dv, itemsize (of a query value)."""
-    group = dims["H"] // dims["G"]
-    block_m = min(64, max(16, triton.next_power_of_2(group)))
-    row_space = triton.next_power_of_2(max(dims["D"], dims["Dv"]) * dims["itemsize"])
+    group, row_bytes = dims["H"] // dims["G"], max(dims["D"], dims["Dv"]) * dims["itemsize"]
+    # Every wave keeps sums and queries of all rows: 16 fill a matrix tile, 32 of wide heads would fill the registers.
+    block_m = 16 if group <= 16 or row_bytes > 256 or is_rdna(arch) else 32
+    # 4 waves with 16 tokens each have 16 KB of keys and of values in flight, in LDS for four workgroups on a compute unit.
+    made = options(arch, num_warps=2 if row_bytes > 512 or is_rdna(arch) else 4, num_stages=1, matrix=True)
     return {
         # A model with few kv heads on this rank brings few programs per sequence, so its splits are shorter.
         "SPLIT": 128 if dims["G"] <= 2 else 256,
         "MAX_SPLITS": 64,
         "BLOCK_M": block_m,
-        # 16 KB of keys and 16 KB of values in flight; two workgroups fit the 64 KB of a compute unit's LDS.
-        # A lane of RDNA has 256 registers, and operands of its matrix instructions lie in them twice.
-        "BLOCK_N": 16 if arch.wave == 32 and arch.vendor == "amd" else max(16, min(64, (16 << 10) // row_space)),
-        **options(arch, num_warps=4, num_stages=1, matrix=True),
+        "RUNS": made["num_warps"],
+        "RUN": 16,
+        **made,
     }
 
 
@@ -171,7 +234,7 @@ def launch(
     dims = {"G": num_kv_heads, "H": num_heads, "D": size, "Dv": v_size, "itemsize": q.element_size()}
     chosen = config(arch, dims)
     splits = partial.shape[1]
-    fp8 = fp8_args(arch, k_cache.dtype)
+    operands = operand_args(arch, k_cache.dtype)
     group = num_heads // num_kv_heads
     attn_decode_kernel[(num_kv_heads * triton.cdiv(group, chosen["BLOCK_M"]), max(splits, 1), batch)](
         o,
@@ -182,9 +245,9 @@ def launch(
         as_bytes(v_cache),
         page_table,
         kv_len,
-        float(scale * k_scale) if fp8["FP8_BIAS"] else float(scale),
+        float(scale * k_scale) if operands["FP8_BIAS"] else float(scale),
         float(cap),
-        float(v_scale) if fp8["FP8_BIAS"] else 1.0,
+        float(v_scale) if operands["FP8_BIAS"] else 1.0,
         window,
         *q.stride()[:2],
         *k_cache.stride()[:3],
@@ -202,7 +265,7 @@ def launch(
         P=page_size,
         HAS_CAP=cap > 0,
         DIRECT=splits == 0,
-        **fp8,
+        **operands,
         **chosen,
     )
     if splits:

@@ -11,9 +11,9 @@ import triton.language as tl
 
 from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
-from rocm_infer.triton_kernels._attention import LOG2_E, attend_tokens, load_parts
+from rocm_infer.triton_kernels._attention import LOG2_E, attend_tokens, is_rdna, load_parts, operand_args
 from rocm_infer.triton_kernels._paged import as_bytes, check_rows, parts
-from rocm_infer.triton_kernels.common import fp8_args, options
+from rocm_infer.triton_kernels.common import options
 
 
 @triton.jit
@@ -74,6 +74,7 @@ def attn_prefill_kernel(
     HAS_SINKS: tl.constexpr,
     FP8_BIAS: tl.constexpr,
     NATIVE: tl.constexpr,
+    CASTS: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -104,7 +105,15 @@ def attn_prefill_kernel(
     tokens, heads = first + rows // GROUP, kv_head * GROUP + rows % GROUP
     is_row = (rows < TOKENS * GROUP) & (tokens < last)
     q_row_ptr = q_ptr + tokens.to(tl.int64) * q_token_stride + heads * q_head_stride
-    q0, q1 = load_parts(q_row_ptr, is_row, tl.arange(0, D0), D0 + tl.arange(0, D1 if D1 else 16), D, D0, D1)
+    q0, q1 = load_parts(
+        q_row_ptr[:, None],
+        is_row[:, None],
+        tl.arange(0, D0)[None, :],
+        (D0 + tl.arange(0, D1 if D1 else 16))[None, :],
+        D,
+        D0,
+        D1,
+    )
 
     position = prefix + tokens
     first_position, last_position = prefix + first, prefix + tl.minimum(first + TOKENS, last) - 1
@@ -130,12 +139,12 @@ def attn_prefill_kernel(
         m, total, acc0, acc1 = attend_tokens(
             q0, q1, m, total, acc0, acc1, k_ptr, v_ptr, pages_ptr, 0, full_stop, seen_from, seen_to, scale, cap,
             k_page_stride, k_token_stride, v_page_stride, v_token_stride,
-            D, D0, D1, DV, V0, V1, P, FP8_BIAS, NATIVE, HAS_CAP, False, False, HAS_WINDOW, BLOCK_M, BLOCK_N,
+            D, D0, D1, DV, V0, V1, P, FP8_BIAS, NATIVE, CASTS, HAS_CAP, False, False, HAS_WINDOW, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     m, total, acc0, acc1 = attend_tokens(
         q0, q1, m, total, acc0, acc1, k_ptr, v_ptr, pages_ptr, full_stop, key_stop, seen_from, seen_to, scale, cap,
         k_page_stride, k_token_stride, v_page_stride, v_token_stride,
-        D, D0, D1, DV, V0, V1, P, FP8_BIAS, NATIVE, HAS_CAP, True, True, HAS_WINDOW, BLOCK_M, BLOCK_N,
+        D, D0, D1, DV, V0, V1, P, FP8_BIAS, NATIVE, CASTS, HAS_CAP, True, True, HAS_WINDOW, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if HAS_SINKS:
         sink = tl.load(sinks_ptr + heads, mask=is_row, other=0.0) * LOG2_E
@@ -151,18 +160,16 @@ def attn_prefill_kernel(
 
 
 def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
-    """dims: G, H, D, Dv, itemsize (of a query value), cache_itemsize."""
+    """dims: G, H, D, Dv, itemsize (of a query value)."""
     group = dims["H"] // dims["G"]
     row_bytes = max(dims["D"], dims["Dv"]) * dims["itemsize"]
-    # The weighted sums take BLOCK_M * Dv registers: 128 rows over 8 waves up to a key of 192 values, then 64 over 4. A lane of
-    # RDNA has 256 registers, half of what CDNA gives, and operands of its matrix instructions lie in them twice.
-    narrow = arch.wave == 32 and arch.vendor == "amd"
-    few_rows = narrow or row_bytes > 384
-    # Keys and values take BLOCK_N rows of LDS each. Codes of 1 byte are widened in registers; 64 of them per row would spill.
-    block_n = 64 if row_bytes <= 256 and dims["cache_itemsize"] > 1 else 32 if row_bytes <= 512 else 16
+    # The weighted sums take BLOCK_M * Dv registers: 128 rows over 8 waves up to a key of 192 values, then 64 over 4. The registers
+    # of RDNA hold half as much; there 8 waves share 64 rows.
+    few_rows = is_rdna(arch) or row_bytes > 384
     return {
         "BLOCK_M": max(64 if few_rows else 128, triton.next_power_of_2(group)),
-        "BLOCK_N": 16 if narrow else block_n,
+        # Keys and values take BLOCK_N rows of LDS each, codes of 1 byte too: they are widened before.
+        "BLOCK_N": 16 if is_rdna(arch) or row_bytes > 512 else 64 if row_bytes <= 384 else 32,
         **options(arch, num_warps=4 if few_rows else 8, num_stages=1, matrix=True),
     }
 
@@ -199,9 +206,8 @@ def launch(
         return
     arch = archs.current(q.device)
     dims = {"G": num_kv_heads, "H": num_heads, "D": size, "Dv": v_size, "itemsize": q.element_size()}
-    dims["cache_itemsize"] = k_cache.element_size()
     chosen = config(arch, dims)
-    fp8 = fp8_args(arch, k_cache.dtype)
+    operands = operand_args(arch, k_cache.dtype)
     group = num_heads // num_kv_heads
     # How many blocks the sequences really need is known to the device alone; this many at most.
     blocks = num_tokens // (chosen["BLOCK_M"] // group) + batch + 2
@@ -214,9 +220,9 @@ def launch(
         query_start,
         kv_len,
         sinks,
-        float(scale * k_scale) if fp8["FP8_BIAS"] else float(scale),
+        float(scale * k_scale) if operands["FP8_BIAS"] else float(scale),
         float(cap),
-        float(v_scale) if fp8["FP8_BIAS"] else 1.0,
+        float(v_scale) if operands["FP8_BIAS"] else 1.0,
         window,
         num_tokens,
         batch,
@@ -238,6 +244,6 @@ def launch(
         HAS_CAP=cap > 0,
         HAS_SINKS=sinks is not None,
         BLOCK_B=triton.next_power_of_2(batch + 2),
-        **fp8,
+        **operands,
         **chosen,
     )

@@ -11,9 +11,9 @@ import triton.language as tl
 
 from rocm_infer import arch as archs
 from rocm_infer.arch import Arch
-from rocm_infer.triton_kernels._attention import kv_splits, merge, num_splits, online_softmax
-from rocm_infer.triton_kernels._paged import as_bytes, check_rows, dot, from_cache, to_cache, token_offsets
-from rocm_infer.triton_kernels.common import fp8_args, options
+from rocm_infer.triton_kernels._attention import is_rdna, kv_splits, merge, num_splits, online_softmax, operand_args, rounded
+from rocm_infer.triton_kernels._paged import as_bytes, check_rows, dot, from_cache, tile_offsets, to_cache, token_offsets
+from rocm_infer.triton_kernels.common import options
 
 
 @triton.jit
@@ -32,6 +32,23 @@ def turned_columns(x_ptr, columns, inside, table_row_ptr, HALF: tl.constexpr, IN
     cos = tl.load(table_row_ptr + pair, mask=inside, other=1.0)
     sin = tl.load(table_row_ptr + HALF + pair, mask=inside, other=0.0)
     return x * cos + other * tl.where(is_first, -sin, sin)
+
+
+@triton.jit
+def attend_latents(q_c, q_pe, m, total, acc, c, k_pe, seen, scale, cap, HAS_CAP: tl.constexpr, CASTS: tl.constexpr):
+    """(m, total, acc) after one tile of tokens. q_c and acc [PARTS, M, .], c [PARTS, N, .]: columns in parts, one for each wave.
+
+    Each wave multiplies its columns alone, as keys and as values; only the parts of the scores are added across waves.
+    """
+    PARTS: tl.constexpr = c.shape[0]
+    M: tl.constexpr = q_c.shape[1]
+    N: tl.constexpr = c.shape[1]
+    scores = tl.zeros([PARTS, M, N], tl.float32)
+    scores = dot(q_pe, tl.permute(k_pe, (0, 2, 1)), scores)
+    scores = tl.sum(dot(q_c, tl.permute(c, (0, 2, 1)), scores), 0)
+    m, total, p, keep = online_softmax(scores, seen, m, total, scale, cap, HAS_CAP, True)
+    p = tl.broadcast_to(rounded(p, q_c.dtype, CASTS)[None], (PARTS, M, N))
+    return m, total, dot(p, c, acc * keep[None, :, None])
 
 
 @triton.jit(do_not_specialize=["Z", "page_table_stride"])
@@ -70,27 +87,32 @@ def mla_decode_kernel(
     HAS_CAP: tl.constexpr,
     FP8_BIAS: tl.constexpr,
     NATIVE: tl.constexpr,
+    CASTS: tl.constexpr,
     DIRECT: tl.constexpr,  # one split at most: write o, there is nothing to merge
     SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    PARTS: tl.constexpr,  # columns are cut into so many parts
+    PART_L: tl.constexpr,
+    PART_R: tl.constexpr,
 ):
     """Split: one program per BLOCK_M of the S * H (query, head) rows, split of tokens, and sequence.
     Traffic: each cache row of the split is read once and serves as key and as value; the new rows come from kv_new, never from
         the cache, and the program of the last split and first rows writes them there, once.
     Needs: contiguous rows.
-    Why: all heads share the rows, so 16 heads fill a matrix tile; the length of a split depends on the sequence alone, so its
-        result does not change with its neighbours.
+    Why: all heads share the rows, so 16 heads fill a matrix tile; each wave multiplies its own part of the columns, where waves
+        with tokens of their own would each hold all columns of the queries and of the sums. The length of a split depends on
+        the sequence alone, so its result does not change with its neighbours.
     Source: absorbed form of DeepSeek-V2; split over keys as in Flash-Decoding.
     """
     tile, split, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     new, head = (rows // H).to(tl.int64), (rows % H).to(tl.int64)
     is_row = rows < S * H
-    latent, rope = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_R)
+    part = tl.arange(0, PARTS)[:, None, None]
+    latent = part * PART_L + tl.arange(0, PART_L)[None, None, :]
+    rope = part * PART_R + tl.arange(0, PART_R)[None, None, :]
     is_latent, is_rope = latent < L, rope < R
     dtype = q_ptr.dtype.element_ty
 
@@ -103,87 +125,90 @@ def mla_decode_kernel(
     split_start = split * split_len
     split_stop = tl.minimum(split_start + split_len, old_len)
 
-    q_row_ptr = q_ptr + b * q_batch_stride + new * q_new_stride + head * q_head_stride
-    q_c = tl.load(q_row_ptr[:, None] + latent[None, :], mask=is_row[:, None] & is_latent[None, :], other=0.0)
-    inside_pe = is_row[:, None] & is_rope[None, :]
+    q_row_ptr = (q_ptr + b * q_batch_stride + new * q_new_stride + head * q_head_stride)[None, :, None]
+    is_query = is_row[None, :, None]
+    q_c = tl.load(q_row_ptr + latent, mask=is_query & is_latent, other=0.0)
     if FUSED:
         position = tl.load(positions_ptr + b * positions_stride + new, mask=is_row, other=0)
-        angles_ptr = table_ptr + position * table_stride
-        q_pe = turned_columns(q_row_ptr[:, None] + L, rope[None, :], inside_pe, angles_ptr[:, None], R // 2, INTERLEAVED)
-        q_pe = q_pe.to(dtype)
+        angles_ptr = (table_ptr + position * table_stride)[None, :, None]
+        q_pe = turned_columns(q_row_ptr + L, rope, is_query & is_rope, angles_ptr, R // 2, INTERLEAVED).to(dtype)
     else:
-        q_pe = tl.load(q_row_ptr[:, None] + L + rope[None, :], mask=inside_pe, other=0.0)
+        q_pe = tl.load(q_row_ptr + L + rope, mask=is_query & is_rope, other=0.0)
     # The token of query `new` is kv_len - S + new; it sees the tokens before it and itself.
     seen_len = tl.where(is_row, kv_len - S + 1 + new.to(tl.int32), 0)
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_L], tl.float32)
+    acc = tl.zeros([PARTS, BLOCK_M, PART_L], tl.float32)
     pages_ptr = page_table_ptr + b * page_table_stride
     for start in range(split_start, split_stop, BLOCK_N):
         tokens = start + tl.arange(0, BLOCK_N)
         is_token = tokens < split_stop
-        offsets = token_offsets(pages_ptr, tokens, is_token, cache_page_stride, cache_token_stride, P)
-        row_ptr = cache_ptr + offsets[:, None]
-        c = tl.load(row_ptr + latent[None, :], mask=is_token[:, None] & is_latent[None, :], other=0.0)
-        k_pe = tl.load(row_ptr + L + rope[None, :], mask=is_token[:, None] & is_rope[None, :], other=0.0)
+        offsets = tile_offsets(pages_ptr, start, split_stop, cache_page_stride, cache_token_stride, P, BLOCK_N)
+        row_ptr = cache_ptr + offsets[None, :, None]
+        k_pe = tl.load(row_ptr + L + rope, mask=is_token[None, :, None] & is_rope, other=0.0)
+        c = tl.load(row_ptr + latent, mask=is_token[None, :, None] & is_latent, other=0.0)
         c = from_cache(c, dtype, FP8_BIAS, NATIVE)
         k_pe = from_cache(k_pe, dtype, FP8_BIAS, NATIVE)
-        seen = is_token[None, :] & (tokens[None, :] < seen_len[:, None])
-        scores = dot(q_pe, tl.trans(k_pe), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-        scores = dot(q_c, tl.trans(c), scores)
-        m, total, p, keep = online_softmax(scores, seen, m, total, scale, cap, HAS_CAP, True)
-        acc = dot(p.to(dtype), c, acc * keep[:, None])
+        seen = is_token[None, :]
+        if not FUSED:  # otherwise these are the tokens before all queries
+            seen = seen & (tokens[None, :] < seen_len[:, None])
+        m, total, acc = attend_latents(q_c, q_pe, m, total, acc, c, k_pe, seen, scale, cap, HAS_CAP, CASTS)
 
     if FUSED and split == num_splits - 1:
-        for fresh in range(tl.maximum(S - kv_len, 0), S):
-            token = kv_len - S + fresh
-            row = (token + S - kv_len).to(tl.int64)
-            fresh_ptr = kv_new_ptr + b * kv_new_batch_stride + row * kv_new_new_stride
-            fresh_angles_ptr = table_ptr + tl.load(positions_ptr + b * positions_stride + row) * table_stride
-            new_c = tl.load(fresh_ptr + latent, mask=is_latent, other=0.0)
-            new_pe = turned_columns(fresh_ptr + L, rope, is_rope, fresh_angles_ptr, R // 2, INTERLEAVED)
-            new_c = to_cache(new_c, kv_scale, FP8_BIAS).to(cache_ptr.dtype.element_ty)
-            new_pe = to_cache(new_pe, kv_scale, FP8_BIAS).to(cache_ptr.dtype.element_ty)
-            if tile == 0:
-                place_ptr = cache_ptr + token_offsets(pages_ptr, token, None, cache_page_stride, cache_token_stride, P)
-                tl.store(place_ptr + latent, new_c, mask=is_latent)
-                tl.store(place_ptr + L + rope, new_pe, mask=is_rope)
-            new_c = from_cache(new_c, dtype, FP8_BIAS, NATIVE).to(tl.float32)
-            new_pe = from_cache(new_pe, dtype, FP8_BIAS, NATIVE).to(tl.float32)
-            q_again = tl.load(q_row_ptr[:, None] + latent[None, :], mask=is_row[:, None] & is_latent[None, :], other=0.0)
-            score = tl.sum(q_again.to(tl.float32) * new_c[None, :], 1) + tl.sum(q_pe.to(tl.float32) * new_pe[None, :], 1)
-            sees = is_row & (new >= fresh)
-            m, total, p, keep = online_softmax(score[:, None], sees[:, None], m, total, scale, cap, HAS_CAP, True)
-            acc = acc * keep[:, None] + p * new_c[None, :]
+        for first in range(0, S, 16):
+            place = first + tl.arange(0, 16)
+            fresh_c = tl.zeros([PARTS, 16, PART_L], dtype)
+            fresh_pe = tl.zeros([PARTS, 16, PART_R], dtype)
+            for fresh in range(tl.maximum(first, S - kv_len), tl.minimum(first + 16, S)):
+                row = tl.zeros([], tl.int64) + fresh
+                fresh_ptr = kv_new_ptr + b * kv_new_batch_stride + row * kv_new_new_stride
+                fresh_angles_ptr = table_ptr + tl.load(positions_ptr + b * positions_stride + row) * table_stride
+                new_c = tl.load(fresh_ptr + latent, mask=is_latent, other=0.0)
+                new_pe = turned_columns(fresh_ptr + L, rope, is_rope, fresh_angles_ptr, R // 2, INTERLEAVED)
+                new_c = to_cache(new_c, kv_scale, FP8_BIAS).to(cache_ptr.dtype.element_ty)
+                new_pe = to_cache(new_pe, kv_scale, FP8_BIAS).to(cache_ptr.dtype.element_ty)
+                if tile == 0:
+                    token = kv_len - S + fresh
+                    new_ptr = cache_ptr + token_offsets(pages_ptr, token, None, cache_page_stride, cache_token_stride, P)
+                    tl.store(new_ptr + latent, new_c, mask=is_latent)
+                    tl.store(new_ptr + L + rope, new_pe, mask=is_rope)
+                is_fresh = (place == fresh)[None, :, None]
+                fresh_c = tl.where(is_fresh, from_cache(new_c, dtype, FP8_BIAS, NATIVE), fresh_c)
+                fresh_pe = tl.where(is_fresh, from_cache(new_pe, dtype, FP8_BIAS, NATIVE), fresh_pe)
+            fresh_tokens = kv_len - S + place
+            fresh_seen = (place < S)[None, :] & (fresh_tokens >= 0)[None, :] & (fresh_tokens[None, :] < seen_len[:, None])
+            m, total, acc = attend_latents(q_c, q_pe, m, total, acc, fresh_c, fresh_pe, fresh_seen, scale, cap, HAS_CAP, CASTS)
 
-    out = acc * (kv_scale / tl.where(total == 0.0, 1.0, total))[:, None]
-    inside = is_row[:, None] & is_latent[None, :]
+    out = acc * (kv_scale / tl.where(total == 0.0, 1.0, total))[None, :, None]
     if DIRECT:
-        out_ptr = o_ptr + (b * (S * H) + rows)[:, None] * L + latent[None, :]
-        tl.store(out_ptr, out.to(dtype), mask=inside)
+        out_ptr = o_ptr + (b * (S * H) + rows)[None, :, None] * L + latent
+        tl.store(out_ptr, out.to(dtype), mask=is_query & is_latent)
     else:
-        place = (b * Z + split) * (S * H) + rows
-        tl.store(partial_ptr + place[:, None] * L + latent[None, :], out, mask=inside)
-        tl.store(lse_ptr + place, m + tl.log2(total), mask=is_row)
+        result = (b * Z + split) * (S * H) + rows
+        tl.store(partial_ptr + result[None, :, None] * L + latent, out, mask=is_query & is_latent)
+        tl.store(lse_ptr + result, m + tl.log2(total), mask=is_row)
 
 
 def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     """dims: S, H, itemsize (of a cached value)."""
     rows = dims["S"] * dims["H"]
-    # 16 rows fill a matrix tile. Twice as many halve the reads of the latent; more would not fit the registers.
-    # A lane of RDNA has 256 registers, half of what CDNA gives.
-    block_m = 16 if rows <= 16 or (arch.wave == 32 and arch.vendor == "amd") else 32
+    # 16 rows fill a matrix tile. 32 halve the reads of the latent and still leave room for two workgroups per compute unit.
+    # 64 over 8 waves would halve them again, but every wave has all weights to compute: a third more instructions in all.
+    # More do not fit the registers of RDNA.
+    block_m = 16 if rows <= 16 or is_rdna(arch) else 32
+    made = options(arch, num_warps=4, num_stages=1, matrix=True)
     return {
         # 256 tokens: 300 KB of latent beside the 64 KB that a partial result of 16 heads costs to write and read.
         "SPLIT": 256,
         # Tiles of rows spread a long sequence too, and each brings partial results of its own.
         "MAX_SPLITS": 64 if rows <= block_m else 32,
         "BLOCK_M": block_m,
-        # 16 rows of 2 bytes leave registers for two workgroups per compute unit: one loads while the other multiplies. 32 rows
-        # have it to themselves and take twice the tokens at a time, unless codes of 1 byte are widened in registers.
-        "BLOCK_N": 32 if dims["itemsize"] == 2 and block_m == 32 else 16,
-        **options(arch, num_warps=4, num_stages=1, matrix=True),
+        # 32 rows of 2 bytes are 36 KB on their way for each of two workgroups. Codes of 1 byte are widened in registers, which
+        # 32 of them would fill; of 16, three workgroups fit.
+        "BLOCK_N": 32 if dims["itemsize"] == 2 and not is_rdna(arch) else 16,
+        "PARTS": made["num_warps"],
+        **made,
     }
 
 
@@ -228,8 +253,8 @@ def launch(
     arch = archs.current(q.device)
     chosen = config(arch, {"S": num_new, "H": heads, "itemsize": cache.element_size()})
     splits = max(1, partial.shape[1])
-    fp8 = fp8_args(arch, cache.dtype)
-    factor = float(kv_scale) if fp8["FP8_BIAS"] else 1.0
+    operands = operand_args(arch, cache.dtype)
+    factor = float(kv_scale) if operands["FP8_BIAS"] else 1.0
     mla_decode_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]), splits, batch)](
         o,
         partial,
@@ -260,9 +285,9 @@ def launch(
         INTERLEAVED=interleaved,
         HAS_CAP=cap > 0,
         DIRECT=splits == 1,
-        BLOCK_L=max(16, triton.next_power_of_2(latent)),
-        BLOCK_R=max(16, triton.next_power_of_2(rope)),
-        **fp8,
+        PART_L=max(16, triton.next_power_of_2(latent) // chosen["PARTS"]),
+        PART_R=max(16, triton.next_power_of_2(rope) // chosen["PARTS"]),
+        **operands,
         **chosen,
     )
     if splits > 1:

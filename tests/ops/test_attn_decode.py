@@ -60,6 +60,18 @@ def test_fp8_cache(backend, device, fp8, page, sizes, seed):
     check(call(backend, device, q, made, **scalars), q, made, backend, **scalars)
 
 
+@paged.both_dialects
+def test_every_code_of_an_fp8_cache_arrives(backend, device, fp8):
+    """One token, so the result is its values: subnormal codes, both zeros and NaN among them."""
+    codes = torch.arange(256, dtype=torch.uint8).view(fp8)[None, None, None]
+    index = torch.zeros(1, 1, dtype=torch.int32)
+    made = paged.Paged([], [], torch.zeros(1, 1, 1, 256).to(fp8), codes, index, torch.ones(1, dtype=torch.int32))
+    got = call(backend, device, torch.zeros(1, 1, 256, dtype=torch.bfloat16), made, scale=1.0).float()[0, 0]
+    want = codes[0, 0, 0].float()
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(got.nan_to_num(), want.nan_to_num())
+
+
 @pytest.mark.parametrize("length", [255, 256, 257, 700])
 def test_many_splits(backend, device, length):
     made = paged.paged([length, 5, 513], 16, 2, 64, 64, torch.bfloat16, length)
