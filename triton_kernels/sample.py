@@ -286,7 +286,9 @@ def gap_with(
     low, high = tl.zeros([], tl.uint32), span
     while low < high:
         step = (high - low + 3) // 4
-        one, two, three = low + step - 1, tl.minimum(low + 2 * step, high) - 1, tl.minimum(low + 3 * step, high) - 1
+        one = low + step - 1
+        two = tl.minimum(one + step, high - 1)
+        three = tl.minimum(two + step, high - 1)
         to_one = tl.zeros([SPLITS, WIDE], tl.int64 if BY_MASS else tl.int32)
         to_two, to_three = to_one, to_one
         for start in range(0, most, WIDE):
@@ -571,6 +573,7 @@ def launch(*tensors: torch.Tensor | None, num_logprobs: int) -> None:
     temperature, top_k, top_p, min_p, seeds, counters, counts, seen, presence, frequency, repetition, bias, mask = params
     assert logits is not None
     assert shaped is not None
+    assert tops is not None
     num_rows, vocab = logits.shape
     if num_rows == 0:
         return
@@ -633,7 +636,7 @@ def launch(*tensors: torch.Tensor | None, num_logprobs: int) -> None:
         source.stride(0),
         num_splits,
         HAS_LOGPROB=num_logprobs >= 0,
-        WIDE=16,
+        WIDE=max(16, 512 // sizes["SPLITS"]),  # two candidates per lane, but whole lines where splits are many
         **sizes,
     )
     if num_logprobs > 0:
