@@ -82,9 +82,8 @@ def run_offsets(pages_ptr, start, stop, page_stride, token_stride, P: tl.constex
 
 @triton.jit
 def tile_offsets(pages_ptr, start, stop, page_stride, token_stride, P: tl.constexpr, BLOCK: tl.constexpr):
-    """Element offsets (int64) [BLOCK] of tokens start .. of a sequence; start is a multiple of BLOCK and below stop."""
-    RUN: tl.constexpr = max(16, min(P & -P, BLOCK))
-    return tl.reshape(run_offsets(pages_ptr, start, stop, page_stride, token_stride, P, BLOCK // RUN, RUN), (BLOCK,))
+    """Element offsets (int64) [BLOCK] of tokens start .. of a sequence; start is a multiple of 16 and below stop."""
+    return tl.reshape(run_offsets(pages_ptr, start, stop, page_stride, token_stride, P, BLOCK // 16, 16), (BLOCK,))
 
 
 @triton.jit
