@@ -142,7 +142,8 @@ void fetch_packed32(Wave& w, const Instruction& in, int i, bool high, f32* out) 
   const Operand& o = in.op[i];
   const int select = (high ? in.op_sel_hi : in.op_sel) >> (i - 1) & 1;
   const bool negate = (high ? in.neg_hi : in.neg_lo) >> (i - 1) & 1;
-  if (o.kind == Kind::Literal && select) fail(w, in, "packed 32-bit constant read through its upper half");
+  // The upper half of a constant is not documented; that of 0 can only be 0, and compilers write it so.
+  if (o.kind == Kind::Literal && select && o.bits32) fail(w, in, "packed 32-bit constant read through its upper half");
   const u32 flip = negate ? 0x80000000u : 0u;
   if (o.kind == Kind::Vector) {
     const Row& row = w.v[o.reg + select];

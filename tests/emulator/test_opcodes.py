@@ -127,6 +127,7 @@ CASES: dict[str, tuple] = {
     "sin_f32": ("v_sin_f32_e32 v24, v8", "small", lambda x: np.sin(2 * np.pi * x.r(0, f32).astype(f64)).astype(f32), VF, 1e-6),
     "div_fixup": ("v_div_fixup_f32 v24, v8, v9, v10", "small", lambda x: _fixup(x), VF),
     "pk_add_f32": ("v_pk_add_f32 v[24:25], v[8:9], v[10:11] op_sel:[0,1] op_sel_hi:[1,0] neg_lo:[0,1]", "f32", lambda x: _two(x.r(0, f32) - x.r(3, f32), x.r(1, f32) + x.r(2, f32)), V64),
+    "pk_add_f32 zero": ("v_pk_add_f32 v[24:25], v[8:9], 0 neg_lo:[1,1] neg_hi:[1,1]", "f32", lambda x: _two(-x.r(0, f32) - f32(0), -x.r(1, f32) - f32(0)), V64),
     "pk_fma_f32": ("v_pk_fma_f32 v[24:25], v[8:9], v[10:11], v[12:13]", "f32", lambda x: _two(*(_fma(x.r(i, f32), x.r(2 + i, f32), x.r(4 + i, f32)) for i in range(2))), V64),
     "pk_mov_b32": ("v_pk_mov_b32 v[24:25], v[8:9], v[10:11] op_sel:[1,0]", "int", lambda x: _two(x.r(1), x.r(2)), V64),
     "add_f16": ("v_add_f16_e32 v24, v8, v9", "f16", lambda x: x.half(0) + x.half(1), VH),
