@@ -34,9 +34,9 @@ def count(owner, BLOCK_E: tl.constexpr):
 
 
 @triton.jit
-def order(owner):
-    """The place of each slot of the tile among all of them, by owner and then by slot."""
-    key = owner * TILE + tl.arange(0, TILE)
+def order(owner, BLOCK_E: tl.constexpr):
+    """The place of each slot of the tile among all of them, by owner (less than BLOCK_E) and then by slot."""
+    key = tl.minimum(owner, BLOCK_E) * TILE + tl.arange(0, TILE)  # the bound shows that the product is narrow
     # Signs, not comparisons: the masks of all pairs do not fit the scalar registers.
     signs = (key[:, None] - key[None, :]).to(tl.uint32, bitcast=True) >> 31
     return tl.sum(signs.to(tl.int32, bitcast=True), 0)
@@ -155,7 +155,7 @@ def place_kernel(
         num_foreign = TILE - tl.sum(counts, 0)
         # In the order of the tile foreign slots are first, then those of each expert after those of the experts before.
         shift = next_place - num_foreign - (tl.cumsum(counts, 0) - counts)
-        places = order(owner) + tl.where(owner >= 0, tl.gather(shift, tl.maximum(owner, 0), 0), next_foreign)
+        places = order(owner, BLOCK_E) + tl.where(owner >= 0, tl.gather(shift, tl.maximum(owner, 0), 0), next_foreign)
         tl.store(sorted_slots_ptr + places, slots, mask=slots < num_slots)
         tl.store(block_experts_ptr + places // block, owner, mask=(owner >= 0) & (places % block == 0))
         next_place += counts
