@@ -56,6 +56,7 @@ CASES = (
     Case("store_mla", "deepseek-v3 tp8 T16 bf16", {}),
     Case("store_mla", "deepseek-v3 tp8 T16 bf16, fp8 cache", {}),
     Case("attn_prefill", "llama-3.1-8b tp8 T2048 bf16", {"B": 1, "T": 128, "L": 256}),
+    Case("attn_prefill", "llama-3.1-8b tp8 T2048 bf16, fp8 cache", {"B": 1, "T": 128, "L": 256}),
     Case("attn_prefill", "deepseek-v3 tp8 T2048 bf16", {"B": 1, "T": 128, "L": 128, "H": 2, "G": 2}),
     Case("attn_decode", "llama-3.1-8b tp8 B16 bf16", {"B": 2, "L": 1024}),
     Case("attn_decode", "llama-3.1-8b tp8 B16 bf16, fp8 cache", {"B": 2, "L": 1024}),
@@ -72,6 +73,7 @@ CASES = (
     Case("moe_gemm", "deepseek-v3 tp8 w13 T2048 bf16", {"T": 64, "E": 4, "K": 1024}),
     Case("moe_sum", "deepseek-v3 tp8 T16 bf16", {"T": 8}),
     Case("sample", "llama-3.1-8b tp8 B16 bf16", {"B": 2}),
+    Case("sample", "llama-3.1-8b tp8 B16 greedy bf16", {"B": 2}),
 )  # fmt: skip
 
 

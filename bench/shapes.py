@@ -152,7 +152,9 @@ def _of_model(model: Model, tp: int) -> Iterator[Variant]:
         if model.experts:
             yield from _experts(model, tp, fp8)
     for rows in DECODE:
-        yield Variant("sample", model.name, tp, f"B{rows}", {"B": rows, "V": model.vocab})
+        dims = {"B": rows, "V": model.vocab}
+        yield Variant("sample", model.name, tp, f"B{rows}", dims)
+        yield Variant("sample", model.name, tp, f"B{rows} greedy", dims, options={"greedy": True})
     yield _shaped_sample(model, tp, DECODE[-1])
 
 

@@ -37,12 +37,14 @@ def uniform(seeds: torch.Tensor, counters: torch.Tensor) -> torch.Tensor:
     return (words[0] >> 8).double() * 2.0**-24
 
 
-def _inputs(dims: dict[str, int], *, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Any]:
+def _inputs(
+    dims: dict[str, int], *, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0, greedy: bool = False
+) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     batch = dims["B"]
     return {
         "logits": (3 * torch.randn(batch, dims["V"], generator=generator)).to(device, dtype),
-        "temperature": torch.full((batch,), 0.8, device=device),
+        "temperature": torch.full((batch,), 0.0 if greedy else 0.8, device=device),
         "top_k": torch.full((batch,), 40, dtype=torch.int32, device=device),
         "top_p": torch.full((batch,), 0.95, device=device),
         "min_p": torch.zeros(batch, device=device),
