@@ -155,9 +155,9 @@ def test_cases_that_need_the_compiler(cases):
     assert done.returncode == 0, done.stdout[-6000:]
 
 
+@pytest.mark.timeout(1200)  # two to three minutes of compiling, unless Triton's cache has the kernels
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
 def test_every_kernel_keeps_its_budget(arch):
-    """The tightest call of each kernel; `python -m bench.isa --check` takes all calls."""
-    done = run("bench.isa", "--check", "--quick", "--arch", arch, "--processes", "1")
+    done = run("bench.isa", "--check", "--arch", arch, "--processes", "1")
     assert done.returncode == 0, done.stderr[-4000:]
     assert " 0 complaints" in done.stdout
