@@ -213,7 +213,7 @@ def record(folder: Path, arch: str, results: Iterable[Compiled], ops: Sequence[s
     for result in results:
         kernels.setdefault(result.case.kernel, {})[result.case.names[0]] = result.figures
     rows = []
-    for kernel, calls in sorted(kernels.items()):
+    for kernel, calls in sorted((kernel, calls) for kernel, calls in kernels.items() if calls):
         lines = ",\n".join(f"   {json.dumps(name)}: {json.dumps(found)}" for name, found in sorted(calls.items()))
         rows.append(f"  {json.dumps(kernel)}: {{\n{lines}\n  }}")
     folder.mkdir(parents=True, exist_ok=True)

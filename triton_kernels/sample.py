@@ -101,7 +101,7 @@ def bins_of(x, top, rate):
 
 
 @triton.jit
-def scan_kernel(
+def sample_scan_kernel(
     tops_ptr,  # [B, 3, S] fp32: the largest logit, +inf if there is a NaN or +inf; of the logits as given; sum of exponentials
     places_ptr,  # [B, 2, S] int32: the lowest ids of the two
     bins_ptr,  # [B, S, NUM_BINS] int16: tokens by depth below the split's largest
@@ -209,7 +209,7 @@ def depth_limit(bins_ptr, tops, top, rate, top_k, top_p, num_splits, V: tl.const
 
 
 @triton.jit
-def weigh_kernel(
+def sample_weigh_kernel(
     candidates_ptr,  # [B, V] fp32: logits of the tokens that top-k and top-p may keep, those of a split from its start on
     num_candidates_ptr,  # [B, S] int32
     masses_ptr,  # [B, S] int64: of all tokens of a split, or of those that min-p keeps where nothing else is asked for
@@ -229,7 +229,7 @@ def weigh_kernel(
     """What a split has to say in the draw: the sum of its weights, and the few tokens between which thresholds may fall.
 
     Split: one program per row and SPLIT tokens; those of greedy rows end at once.
-    Traffic: logits are read once, and by each program what `scan_kernel` left of the row; logits of candidates are written.
+    Traffic: logits are read once, and by each program what `sample_scan_kernel` left of the row; logits of candidates are written.
     """
     row, split, num_splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     temperature = tl.load(temperature_ptr + row)
@@ -424,7 +424,7 @@ def log_sum(stats_ptr, num_splits, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def finish_kernel(
+def sample_finish_kernel(
     ids_ptr,  # [B] int64
     logprob_ptr,  # [B] fp32
     tops_ptr,  # [B, 3, S]
@@ -493,7 +493,7 @@ def finish_kernel(
 
 
 @triton.jit(do_not_specialize=["num_top"])
-def rank_kernel(
+def sample_rank_kernel(
     top_ids_ptr,  # [B, num_top] int64
     top_logprobs_ptr,  # [B, num_top] fp32
     tops_ptr,  # [B, 3, S]
@@ -584,7 +584,7 @@ def launch(*tensors: torch.Tensor | None, num_logprobs: int) -> None:
     is_shaped = shaped.shape[0] > 0
     source = shaped if is_shaped else logits
     sizes = {"V": vocab, "SPLITS": triton.next_power_of_2(num_splits), **chosen}
-    scan_kernel[(num_rows, num_splits)](
+    sample_scan_kernel[(num_rows, num_splits)](
         tops,
         places,
         bins,
@@ -613,10 +613,10 @@ def launch(*tensors: torch.Tensor | None, num_logprobs: int) -> None:
         HAS_LOGPROB=num_logprobs >= 0,
         **chosen,
     )
-    weigh_kernel[(num_rows, num_splits)](
+    sample_weigh_kernel[(num_rows, num_splits)](
         candidates, num_candidates, masses, tops, bins, source, temperature, top_k, top_p, min_p, source.stride(0), **sizes
     )
-    finish_kernel[(num_rows,)](
+    sample_finish_kernel[(num_rows,)](
         ids,
         logprob,
         tops,
@@ -640,6 +640,6 @@ def launch(*tensors: torch.Tensor | None, num_logprobs: int) -> None:
         **sizes,
     )
     if num_logprobs > 0:
-        rank_kernel[(num_rows,)](
+        sample_rank_kernel[(num_rows,)](
             top_ids, top_logprobs, tops, places, logits, logits.stride(0), num_splits, num_logprobs, **sizes
         )

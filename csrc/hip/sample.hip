@@ -173,9 +173,9 @@ GRID_DEVICE float log_sum(const SampleParams& p, i64 row) {
 
 // Split: one block per row and kSplit tokens. Traffic: logits and tables are read once, shaped logits written once.
 // Why: greedy rows are done after this. For others it counts tokens by their depth below the split's own largest, from which
-// weigh_kernel sees how deep a token may lie and still be kept. For top-k the largest of every kAtOnce do: if k of these are in
+// sample_weigh_kernel sees how deep a token may lie and still be kept. For top-k the largest of every kAtOnce do: if k of these are in
 // reach, k tokens are.
-GRID_KERNEL(256) void scan_kernel(const SampleParams p) {
+GRID_KERNEL(256) void sample_scan_kernel(const SampleParams p) {
     GRID_SHARED(u64, best_parts, kMaxWaves);
     GRID_SHARED(u64, given_parts, kMaxWaves);
     GRID_SHARED(float, sum_parts, kMaxWaves);
@@ -275,8 +275,8 @@ GRID_DEVICE float depth_limit(const SampleParams& p, const Row& row, int (&bins)
 
 // What a split has to say in the draw: the sum of its weights, and the few tokens between which thresholds may fall.
 // Split: one block per row and kSplit tokens; those of greedy rows end at once.
-// Traffic: logits are read once, and by each block what scan_kernel left of the row; the candidates' logits are written, in any order.
-GRID_KERNEL(256) void weigh_kernel(const SampleParams p) {
+// Traffic: logits are read once, and by each block what sample_scan_kernel left of the row; the candidates' logits are written, in any order.
+GRID_KERNEL(256) void sample_weigh_kernel(const SampleParams p) {
     GRID_SHARED(u64, parts, kMaxWaves);
     GRID_SHARED(int, bins, kBins);
     GRID_SHARED(int, shifts, kMostSplits);
@@ -488,7 +488,7 @@ GRID_DEVICE Place place_of(const SampleParams& p, const Row& row, Cut cut, const
 // The token of a row from what its splits have to say.
 // Split: one block per row. Traffic: the candidates a few times, from the cache, and one split of logits.
 // Why: candidates are a few hundred, unless the logits are nearly equal; then they may be the whole row.
-GRID_KERNEL(256) void finish_kernel(const SampleParams p) {
+GRID_KERNEL(256) void sample_finish_kernel(const SampleParams p) {
     GRID_SHARED(u64, bins, kRadix);
     GRID_SHARED(u64, parts, kMaxWaves);
     GRID_SHARED(u64, masses, kMostSplits);
@@ -572,7 +572,7 @@ GRID_KERNEL(256) void finish_kernel(const SampleParams p) {
 // The likeliest tokens with their log-probabilities.
 // Split: one block per row. Traffic: one split of logits per place.
 // Why: a tournament. The next token is the best of the splits' best, and only its own split has to name another.
-GRID_KERNEL(256) void rank_kernel(const SampleParams p) {
+GRID_KERNEL(256) void sample_rank_kernel(const SampleParams p) {
     GRID_SHARED(u64, parts, kMaxWaves);
     GRID_SHARED(u64, keys, kMostSplits);
     i64 row = block_x(), num = p.num_logprobs;
@@ -653,8 +653,8 @@ GRID_OP(sample, "ids", "logprob", "top_ids", "top_logprobs", "shaped", "keys", "
                         stride(bias),
                         stride(mask)};
     int threads = threads_for(args, ceil_div(vocab < kSplit ? vocab : kSplit, kSplit / kThreads), kThreads);
-    if (int failed = launch(args, scan_kernel, {num_rows, num_splits}, threads, params)) return failed;
-    if (int failed = launch(args, weigh_kernel, {num_rows, num_splits}, threads, params)) return failed;
-    if (int failed = launch(args, finish_kernel, {num_rows}, threads, params)) return failed;
-    return num_logprobs > 0 ? launch(args, rank_kernel, {num_rows}, threads, params) : 0;
+    if (int failed = launch(args, sample_scan_kernel, {num_rows, num_splits}, threads, params)) return failed;
+    if (int failed = launch(args, sample_weigh_kernel, {num_rows, num_splits}, threads, params)) return failed;
+    if (int failed = launch(args, sample_finish_kernel, {num_rows}, threads, params)) return failed;
+    return num_logprobs > 0 ? launch(args, sample_rank_kernel, {num_rows}, threads, params) : 0;
 }
