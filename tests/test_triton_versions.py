@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
 
+from rocm_infer import arch as archs
 from rocm_infer import triton_kernels
+from rocm_infer.triton_kernels.common import options
 
 PLAN = """
 import torch
@@ -27,12 +30,22 @@ COMPILE = ["-m", "rocm_infer.cli", "compile", "--model", "tiny-deepseek", "--arc
 
 @pytest.mark.parametrize("version", ["2.3.1", "3.3.1", "3.3.1+rocm6.4"])
 def test_too_old(version):
-    assert triton_kernels.too_old(version)
+    assert triton_kernels.is_before(version, triton_kernels.OLDEST_TRITON)
 
 
 @pytest.mark.parametrize("version", ["3.4.0", "3.4.0+gitf9e5bf54", "3.9.0", "3.10.0", "4.0.0", "unknown"])
 def test_not_too_old(version):
-    assert not triton_kernels.too_old(version)
+    assert not triton_kernels.is_before(version, triton_kernels.OLDEST_TRITON)
+
+
+@pytest.mark.parametrize(("version", "shallow", "kpack"), [("3.7.1", True, None), ("3.7.1", False, 2), ("3.8.0", True, 2)])
+def test_products_of_16_terms_before_triton_3_8(
+    monkeypatch: pytest.MonkeyPatch, version: str, shallow: bool, kpack: int | None
+):
+    """kpack=2 made them wrong: seen on emulated gfx942 with 3.4.0, 3.6.0 and 3.7.1."""
+    monkeypatch.setattr(triton, "__version__", version)
+    made = options(archs.of("gfx942"), num_warps=4, matrix=True, shallow=shallow)
+    assert made.get("kpack") == kpack
 
 
 @pytest.mark.parametrize("command", [["-c", PLAN], COMPILE])

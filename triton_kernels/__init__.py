@@ -16,10 +16,10 @@ if __name__ == "triton_kernels":
 OLDEST_TRITON = (3, 4)
 
 
-def too_old(version: str) -> bool:
-    """Whether this version of Triton lacks what the kernels use; "3.4.0+git1234" is how ROCm's builds call themselves."""
+def is_before(version: str, other: tuple[int, int]) -> bool:
+    """Whether a version of Triton is older than another; "3.4.0+git1234" is how ROCm's builds call themselves."""
     found = re.match(r"(\d+)\.(\d+)", version)
-    return found is not None and (int(found[1]), int(found[2])) < OLDEST_TRITON
+    return found is not None and (int(found[1]), int(found[2])) < other
 
 
 try:
@@ -27,7 +27,7 @@ try:
 except ImportError:
     pass  # the kernels' own import says so
 else:
-    if too_old(triton.__version__):
+    if is_before(triton.__version__, OLDEST_TRITON):
         raise NotImplementedError(
             f"triton_kernels: expected Triton {'.'.join(map(str, OLDEST_TRITON))} or later, got {triton.__version__} at "
             f"{triton.__path__[0]}; install a torch of 2.8 or later, whose wheels bring one (README, section AMD)"

@@ -177,7 +177,7 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     # Every wave keeps sums and queries of all rows: 16 fill a matrix tile, 32 of wide heads would fill the registers.
     block_m = 16 if group <= 16 or row_bytes > 256 or is_rdna(arch) else 32
     # 4 waves with 16 tokens each have 16 KB of keys and of values in flight, in LDS for four workgroups on a compute unit.
-    made = options(arch, num_warps=2 if row_bytes > 512 or is_rdna(arch) else 4, num_stages=1, matrix=True)
+    made = options(arch, num_warps=2 if row_bytes > 512 or is_rdna(arch) else 4, num_stages=1, matrix=True, shallow=True)
     return {
         # A model with few kv heads on this rank brings few programs per sequence, so its splits are shorter.
         "SPLIT": 128 if dims["G"] <= 2 else 256,

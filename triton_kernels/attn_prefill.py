@@ -166,11 +166,12 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     # The weighted sums take BLOCK_M * Dv registers: 128 rows over 8 waves up to a key of 192 values, then 64 over 4. The registers
     # of RDNA hold half as much; there 8 waves share 64 rows.
     few_rows = is_rdna(arch) or row_bytes > 384
+    block_n = 16 if is_rdna(arch) or row_bytes > 512 else 64 if row_bytes <= 384 else 32
     return {
         "BLOCK_M": max(64 if few_rows else 128, triton.next_power_of_2(group)),
         # Keys and values take BLOCK_N rows of LDS each, codes of 1 byte too: they are widened before.
-        "BLOCK_N": 16 if is_rdna(arch) or row_bytes > 512 else 64 if row_bytes <= 384 else 32,
-        **options(arch, num_warps=4 if few_rows else 8, num_stages=1, matrix=True),
+        "BLOCK_N": block_n,
+        **options(arch, num_warps=4 if few_rows else 8, num_stages=1, matrix=True, shallow=16 in (block_n, *parts(dims["D"]))),
     }
 
 

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from rocm_infer.arch import Arch
+from rocm_infer.triton_kernels import is_before
 from rocm_infer.triton_kernels._paged import FP8_BIASES, INTERPRETED, encode_fp8, fp8_as_half
 
 SMALLEST_AMAX = tl.constexpr(1e-4)
@@ -28,21 +29,26 @@ def fp8_args(arch: Arch, dtype: torch.dtype | None) -> dict[str, Any]:
     return {"FP8_BIAS": FP8_BIASES.get(dtype, 0) if dtype else 0, "NATIVE": native}
 
 
-def options(arch: Arch, *, num_warps: int, num_stages: int = 2, waves_per_eu: int = 0, matrix: bool = False) -> dict[str, Any]:
+def options(
+    arch: Arch, *, num_warps: int, num_stages: int = 2, waves_per_eu: int = 0, matrix: bool = False, shallow: bool = False
+) -> dict[str, Any]:
     """Launch options by the names the target's compiler knows.
 
     num_warps: in waves of 64; GPUs with waves of 32 get twice as many, so that a lane's share of a tile stays the same.
     Fusion of products and sums is off, so that a row's bits do not depend on the tile it is in; where it pays, kernels write fma.
     matrix: all tiles use the 16x16 instruction. It needs less power than 32x32, serves 16 rows, and, being the same for every
         tile, keeps the order of sums.
+    shallow: some product adds up less than 32 terms at a time.
     """
     made: dict[str, Any] = {"num_warps": num_warps * 64 // arch.wave, "num_stages": num_stages, "enable_fp_fusion": False}
     if arch.vendor == "amd":
         made["waves_per_eu"] = waves_per_eu
         if matrix and arch.wave == 64:
             made["matrix_instr_nonkdim"] = 16
-            if arch.name != "gfx950":
-                made["kpack"] = 2  # 16-byte reads from LDS; gfx950's instructions take that many by themselves
+            # 16-byte reads from LDS; gfx950's instructions take that many by themselves. Up to 3.7 Triton makes wrong products of
+            # 16 terms with it.
+            if arch.name != "gfx950" and not (shallow and is_before(triton.__version__, (3, 8))):
+                made["kpack"] = 2
     return made
 
 

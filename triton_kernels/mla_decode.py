@@ -197,7 +197,7 @@ def config(arch: Arch, dims: dict[str, int]) -> dict[str, Any]:
     # 64 over 8 waves would halve them again, but every wave has all weights to compute: a third more instructions in all.
     # More do not fit the registers of RDNA.
     block_m = 16 if rows <= 16 or is_rdna(arch) else 32
-    made = options(arch, num_warps=4, num_stages=1, matrix=True)
+    made = options(arch, num_warps=4, num_stages=1, matrix=True, shallow=True)
     return {
         # 256 tokens: 300 KB of latent beside the 64 KB that a partial result of 16 heads costs to write and read. At 4096 tokens
         # and 16 heads 16 sequences bring 256 workgroups, one for each compute unit, and 64 bring 1024, two rounds of two each.

@@ -24,9 +24,7 @@ def test_a_bad_tile_is_told(arch, monkeypatch):
     wide = next(v for v in variants("attn_prefill") if v.model == "llama-3.1-8b").scaled(D=256, Dv=256)
     (case,) = isa.cases(arch, [wide])
     told = isa.complaints(isa.compile_case(case), {"triton": "", "kernels": {}})
-    assert any(word in text for text in told for word in ("scratch_bytes", "spills", "lds_bytes", "does not compile")), (
-        told
-    )
+    assert any(word in text for text in told for word in ("scratch_bytes", "spills", "lds_bytes", "does not compile")), told
     assert all(text.startswith(f"{arch} attn_prefill_kernel [attn_prefill llama-3.1-8b") for text in told)
 
 
