@@ -305,6 +305,17 @@ def test_a_broken_row_gives_minus_one_and_spoils_no_other(backend, device, poiso
         assert all(torch.equal(mine[others], theirs[others]) for mine, theirs in zip(got, good))
 
 
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_mask_hides_no_broken_logit(backend, device, poison):
+    logits = data.normal((2, 300), 5)
+    logits[0, 37] = poison
+    mask = torch.full((2, 10), -1, dtype=torch.int32)
+    mask[:, 1] = ~(1 << 5)  # token 37 is forbidden
+    ids, logprob = call(backend, device, logits, plain(2, temperature=[0.0, 0.0]), mask=mask, num_logprobs=0)
+    assert (ids[0], ids[1] >= 0) == (-1, True)
+    assert logprob.isnan().tolist() == [True, False]
+
+
 def test_no_allowed_token_gives_minus_one(backend, device):
     logits = torch.full((2, 40), -math.inf)
     logits[1, 7] = 0.0
