@@ -196,8 +196,9 @@ def stages(arch: Arch, block_m: int, step_bytes: int, num_steps: int, num_weight
     most = 4 if num_weights == 1 else 3
     if block_m > 64:
         return 2  # bound by products: LDS is better spent on a second workgroup
-    # Bound by memory: up to three steps behind the one in hand, in half of LDS, and no more than there are. gfx950 copies memory
-    # to LDS without registers between, so there the step in hand lies in LDS too; RDNA's registers serve a further workgroup better.
+    # Bound by memory: up to three steps behind the one in hand, in half of LDS, and no more than there are. gfx950 and NVIDIA
+    # copy memory to LDS without registers between, so there the step in hand lies in LDS too; RDNA's registers serve a further
+    # workgroup better.
     in_registers = 1 if arch.wave == 64 and arch.name != "gfx950" else 0
     return max(2, min(most, in_registers + arch.lds_bytes // 2 // step_bytes, 1 + num_steps))
 
